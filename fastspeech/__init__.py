@@ -1,0 +1,47 @@
+"""Speech recognition models on fused GPU kernels.
+
+Names are imported when they are first used: `import fastspeech` itself loads neither Triton nor transformers and
+never initialises CUDA.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AudioError": "errors",
+    "AutoConfig": "auto",
+    "AutoFeatureExtractor": "auto",
+    "AutoModel": "auto",
+    "AutoModelForSpeechSeq2Seq": "auto",
+    "AutoProcessor": "auto",
+    "AutoTokenizer": "auto",
+    "CheckpointError": "errors",
+    "CohereAsrConfig": "models.cohere_asr",
+    "CohereAsrFeatureExtractor": "models.cohere_asr",
+    "CohereAsrForConditionalGeneration": "models.cohere_asr",
+    "CohereAsrModel": "models.cohere_asr",
+    "CohereAsrPreTrainedModel": "models.cohere_asr",
+    "CohereAsrProcessor": "models.cohere_asr",
+    "GenerationConfig": "generation",
+    "ParakeetEncoderConfig": "models.cohere_asr",
+    "Tokenizer": "checkpoints",
+    "load_audio": "audio",
+    "pipeline": "pipeline",
+    "use_backend": "kernels",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastspeech' has no attribute {name!r}")
+    value = getattr(import_module(f"fastspeech.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,26 @@
+"""Fused kernels for speech recognition, one room an op, each beside its plain PyTorch meaning.
+
+Importing this package imports no kernel and not Triton: an implementation is loaded by the first call it serves.
+The record of an op is `SPEC` in `fastspeech.kernels.<op>.spec`.
+"""
+
+from fastspeech.kernels.cmvn import cmvn
+from fastspeech.kernels.conformer_conv import conformer_conv
+from fastspeech.kernels.dispatch import BACKENDS, BackendError, backend, use_backend
+from fastspeech.kernels.log_mel import log_mel
+from fastspeech.kernels.op import OPS
+from fastspeech.kernels.relpos_attention import relpos_attention
+from fastspeech.kernels.residual_layer_norm import residual_layer_norm
+
+__all__ = [
+    "BACKENDS",
+    "OPS",
+    "BackendError",
+    "backend",
+    "cmvn",
+    "conformer_conv",
+    "log_mel",
+    "relpos_attention",
+    "residual_layer_norm",
+    "use_backend",
+]

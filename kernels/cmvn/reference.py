@@ -1,0 +1,14 @@
+"""Mean and variance normalisation of features over the valid frames of each row, in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+
+def cmvn(features: Tensor, lengths: Tensor, ddof: int, eps: float, variance_floor: float) -> Tensor:
+    frames = torch.arange(features.shape[1], device=features.device)
+    padding = (frames >= lengths[:, None])[..., None]
+    x = features.masked_fill(padding, 0)
+    count = lengths.to(x.dtype)[:, None, None]
+    centred = (x - x.sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(padding, 0)
+    variance = centred.square().sum(1, keepdim=True) / (count - ddof).clamp(min=1)
+    return centred / (variance.clamp(min=variance_floor).sqrt() + eps)

@@ -1,0 +1,141 @@
+"""Which implementation serves a call of an op, and why the others do not.
+
+The choice is a pure function of the arguments' shapes, dtypes and device and of the backend in force, never of their
+values; an op's first argument is a tensor, and its device is the call's. The backend is `auto` (the fastest implementation that supports the call), or the name of one implementation,
+which then serves the call or raises. It comes from `FASTSPEECH_BACKEND` when the library is loaded and from
+`use_backend` afterwards.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from fastspeech.kernels.op import Op
+
+BACKENDS = ("auto", "reference", "triton", "cuda")
+
+
+class BackendError(RuntimeError):
+    """A backend that was named cannot serve the call; the message says why."""
+
+
+def _checked(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: FASTSPEECH_BACKEND and use_backend take {', '.join(BACKENDS)}")
+    return name
+
+
+_backend = _checked(os.environ.get("FASTSPEECH_BACKEND", "auto"))
+
+
+def backend() -> str:
+    """The backend in force in this process."""
+    return _backend
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every op by backend `name` (`auto`, `reference`, `triton` or `cuda`) within the block, process-wide."""
+    global _backend
+    before, _backend = _backend, _checked(name)
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op beside its reference.
+
+    `module` holds `launch(*args)`, which takes the reference's arguments, and is imported at the first call it
+    serves. `limits(*args)` gives the reason why a call cannot be served, or None.
+    """
+
+    name: str
+    module: str
+    limits: Callable[..., str | None]
+
+    def load(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+    def refusal(self, args: tuple[Any, ...]) -> str | None:
+        """Why this implementation cannot serve a call with `args`; None where it can."""
+        return device_refusal(self.name, args[0].device) or self.limits(*args)
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def device_refusal(name: str, device: torch.device) -> str | None:
+    """Why implementation `name` cannot run on `device`, whatever the op; None where it can."""
+    if name == "triton":
+        if not _has_triton():
+            return "triton is not installed"
+        if interpreting():
+            return None if device.type == "cpu" else "TRITON_INTERPRET=1 runs kernels on CPU tensors only"
+        if device.type != "cuda":
+            return f"Triton kernels need CUDA tensors, these are on {device.type}"
+        if _capability(device.index or 0) < (8, 0):
+            return "Triton kernels need compute capability 8.0 or newer"
+    return None
+
+
+def choose_inline(args: tuple[Any, ...]) -> bool:
+    """Whether a call is served by the reference because its tensors are on the CPU, without asking any further."""
+    return _backend in ("auto", "reference") and args[0].device.type == "cpu"
+
+
+_warned: set[str] = set()
+
+
+def choose(op: Op, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """The function that serves `op(*args)` under the backend in force.
+
+    Raises:
+        BackendError: a backend was named that cannot serve the call.
+    """
+    if _backend == "reference" or choose_inline(args):
+        return op.reference
+    refusals = []
+    for implementation in op.implementations:
+        if _backend in ("auto", implementation.name):
+            refusal = implementation.refusal(args)
+            if refusal is None:
+                return implementation.load().launch
+            refusals.append(f"{implementation.name}: {refusal}")
+    if _backend != "auto":
+        reason = "; ".join(refusals) or f"{op.name} has no {_backend} implementation"
+        raise BackendError(f"{op.name} cannot be served by FASTSPEECH_BACKEND={_backend}: {reason}")
+    if op.name not in _warned:
+        _warned.add(op.name)
+        warnings.warn(
+            f"fastspeech: {op.name} runs its PyTorch reference on {args[0].device}, correct but slower ({'; '.join(refusals)})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return op.reference

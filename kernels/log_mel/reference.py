@@ -1,0 +1,38 @@
+"""Log-mel filter-bank energies of a waveform in plain PyTorch, in the two conventions the models were trained with."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def log_mel(
+    waveform: Tensor,
+    lengths: Tensor | None,
+    window: Tensor,
+    mel: Tensor,
+    n_fft: int,
+    hop: int,
+    preemphasis: float,
+    per_frame: bool,
+    log_offset: float,
+    log_floor: float,
+) -> Tensor:
+    if lengths is not None:
+        padding = torch.arange(waveform.shape[1], device=waveform.device) >= lengths[:, None]
+        waveform = waveform.masked_fill(padding, 0)
+    if per_frame:
+        frames = waveform.unfold(1, window.shape[0], hop)
+        frames = frames - frames.mean(-1, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+        frames = F.pad((frames - preemphasis * before) * window, (0, n_fft - window.shape[0]))
+    else:
+        emphasised = torch.cat([waveform[:, :1], waveform[:, 1:] - preemphasis * waveform[:, :-1]], dim=1)
+        if lengths is not None:
+            emphasised = emphasised.masked_fill(padding, 0)
+        left = (n_fft - window.shape[0]) // 2
+        centred = F.pad(window, (left, n_fft - window.shape[0] - left))
+        frames = F.pad(emphasised, (n_fft // 2, n_fft // 2)).unfold(1, n_fft, hop) * centred
+    spectrum = torch.view_as_real(torch.fft.rfft(frames))
+    power = spectrum.square().sum(-1)
+    energy = power @ mel.T
+    return (energy + log_offset).clamp(min=log_floor).log()

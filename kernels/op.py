@@ -1,0 +1,107 @@
+"""An op: its PyTorch meaning, its fused implementations, and its registration with `torch.library`.
+
+`Op` registers `fastspeech::<name>` (the schema is the reference's signature) for every device, with a fake for
+tracing and an autograd formula that recomputes the reference in the backward pass. The backward is an op of its own,
+`fastspeech::<name>_backward`, so that a compiled training step holds it as one opaque call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastspeech.kernels import dispatch
+from fastspeech.kernels.dispatch import Implementation
+
+_library = torch.library.Library("fastspeech", "DEF")
+
+OPS: dict[str, Op] = {}
+"""Every op by name, in the order of definition."""
+
+
+class Op:
+    """A functional op: new contiguous outputs, inputs left as they are.
+
+    Args:
+        reference: the op's meaning, typed as `torch.library.infer_schema` demands; its parameters are the op's, a
+            tensor first.
+        fake: shape function, from the reference's arguments to empty outputs of the right shape and dtype.
+        implementations: fused implementations, the fastest first.
+    """
+
+    def __init__(
+        self, reference: Callable[..., Any], fake: Callable[..., Any], implementations: tuple[Implementation, ...]
+    ) -> None:
+        self.name = reference.__name__
+        self.reference = reference
+        self.implementations = implementations
+        schema = torch.library.infer_schema(reference, mutates_args=())
+        name = f"fastspeech::{self.name}"
+        _library.define(self.name + schema)
+        _library.impl(self.name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(name, fake, lib=_library)
+        torch.library.register_autograd(name, self._backward, setup_context=self._save, lib=_library)
+        self.overload = getattr(torch.ops.fastspeech, self.name).default
+        self.returns = len(self.overload._schema.returns)
+        self._register_backward(schema)
+        OPS[self.name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        """Compute the op on positional `args`, all given.
+
+        A CPU call that the reference serves is written out inline, so that autograd and the compiler see through it.
+        """
+        if dispatch.choose_inline(args):
+            return self.reference(*args)
+        return self.overload(*args)
+
+    def _run(self, *args: Any) -> Any:
+        serve = dispatch.choose(self, args)
+        result = serve(*args)
+        if serve is not self.reference:
+            return result
+        # An op's outputs are contiguous and alias nothing, whatever views its reference returns.
+        return _owned(result, args) if isinstance(result, Tensor) else tuple(_owned(r, args) for r in result)
+
+    def _register_backward(self, schema: str) -> None:
+        inputs = schema[schema.index("(") + 1 : schema.rindex(") ->")]
+        _library.define(f"{self.name}_backward(Tensor?[] grads, {inputs}, bool[] needs) -> Tensor[]")
+        _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastspeech::{self.name}_backward", _fake_backward, lib=_library)
+        self._backward_op = getattr(torch.ops.fastspeech, f"{self.name}_backward").default
+
+    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
+        ctx.rest = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+
+    def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        args = [next(saved) if kept is None else kept[0] for kept in ctx.rest]
+        needs = list(ctx.needs_input_grad[: len(args)])
+        found = iter(self._backward_op(list(grads), *args, needs))
+        return tuple(next(found) if need else None for need in needs)
+
+    def _run_backward(self, grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
+        *args, needs = args_needs
+        with torch.enable_grad():
+            args = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in zip(args, needs, strict=True)]
+            result = self.reference(*args)
+        outputs = (result,) if isinstance(result, Tensor) else tuple(result)
+        used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        wanted = [a for a, need in zip(args, needs, strict=True) if need]
+        found = torch.autograd.grad([o for o, _ in used], wanted, [g for _, g in used], materialize_grads=True)
+        return [g.contiguous() for g in found]
+
+
+def _fake_backward(grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
+    *args, needs = args_needs
+    return [torch.empty_like(a, memory_format=torch.contiguous_format) for a, need in zip(args, needs, strict=True) if need]
+
+
+def _owned(result: Tensor, args: tuple[Any, ...]) -> Tensor:
+    result = result.contiguous()
+    aliases = any(isinstance(a, Tensor) and a.untyped_storage()._cdata == result.untyped_storage()._cdata for a in args)
+    return result.clone() if aliases else result

@@ -1,0 +1,79 @@
+"""The record of an op, from which its tests, benchmarks and documentation follow."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import fastspeech.kernels
+from fastspeech.kernels.tolerance import Tolerance
+
+Kind = Literal["ordinary", "odd", "edge", "model"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of input shapes.
+
+    `ordinary`, `odd` (no size a power of two or a multiple of a tile) and `edge` (length 0 or 1, one tile exactly,
+    a row shorter than the filter, ...) cases are small enough for the interpreter; `model` cases have the size a
+    released model gives the op, for the ahead-of-time compiler, the benchmarks and a GPU.
+    """
+
+    name: str
+    kind: Kind
+    shape: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a perfect implementation moves and computes."""
+
+    bytes: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """The record of one op.
+
+    Attributes:
+        name: the op, a key of `fastspeech.kernels.OPS`.
+        summary: one line for the table of ops.
+        call: the public function.
+        inputs: `inputs(dtype, generator, **case.shape)` makes the keyword arguments of `call`, on the CPU.
+        cases: the input cases.
+        cost: `cost(itemsize, **case.shape)`.
+        padding: `padding(**kwargs)` gives, for each padded tensor argument and for "output" (or "output.0", ...), a
+            bool tensor, broadcastable to it, that is true where the contents must not matter (are not specified).
+            Padding that the op defines (zeros, say) is not listed under "output".
+        batched: the arguments whose first axis is the batch.
+        dtypes: the dtypes the fused kernels claim.
+        tolerance: of the outputs, the rule where not given.
+        stack: reasons for which a compiled kernel may spill registers or use a stack frame, by target
+            ("sm_80", ...); empty where none may.
+    """
+
+    name: str
+    summary: str
+    call: Callable[..., Any]
+    inputs: Callable[..., dict[str, Any]]
+    cases: tuple[Case, ...]
+    cost: Callable[..., Cost]
+    padding: Callable[..., dict[str, Tensor]] = lambda **kwargs: {}
+    batched: tuple[str, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    tolerance: Tolerance = Tolerance()
+    stack: Mapping[str, str] = field(default_factory=dict)
+
+
+def all_specs() -> list[OpSpec]:
+    """The record of every op, by name."""
+    rooms = [m.name for m in pkgutil.iter_modules(fastspeech.kernels.__path__) if m.ispkg]
+    return [importlib.import_module(f"fastspeech.kernels.{room}.spec").SPEC for room in sorted(rooms)]
