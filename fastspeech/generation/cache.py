@@ -1,0 +1,122 @@
+"""Where a decoder keeps the keys and values of the tokens it has read and of the audio it listens to."""
+
+import torch
+
+
+class DecoderCache:
+    """Keys and values of one decoding run, in memory taken once.
+
+    There are `inputs` utterances and `rows_per_input` hypotheses (beams) of each; row = input * rows_per_input + beam.
+    Hypotheses of one utterance share its cross-attention keys and values.
+
+    Args:
+        cross_keys, cross_values: (layers, inputs, heads, frames, head_dim), of the encoder's output. Self-attention
+            has the same layers, heads, head_dim, dtype and device.
+        capacity: the tokens to take memory for; a longer run grows by doubling.
+        rows_per_input: hypotheses of each utterance.
+        cross_lengths: (inputs,) int64, the valid frames of each utterance; None where all are.
+
+    Attributes:
+        cross_keys, cross_values: a list over layers of (inputs, heads, frames, head_dim).
+        cross_lengths: as given.
+        length: the tokens stored.
+    """
+
+    def __init__(
+        self,
+        cross_keys: torch.Tensor,
+        cross_values: torch.Tensor,
+        capacity: int,
+        *,
+        rows_per_input: int = 1,
+        cross_lengths: torch.Tensor | None = None,
+    ) -> None:
+        layers, inputs, heads, _, head_dim = cross_keys.shape
+        self.length = 0
+        self.rows_per_input = rows_per_input
+        self.cross_lengths = cross_lengths
+        self._cross = (cross_keys, cross_values)
+        self._self = cross_keys.new_empty(2, layers, inputs * rows_per_input, heads, capacity, head_dim)
+        self._spare: torch.Tensor | None = None
+        self._take_views()
+
+    @property
+    def inputs(self) -> int:
+        """Utterances still held."""
+        return self._cross[0].shape[1]
+
+    @property
+    def rows(self) -> int:
+        """Hypotheses still held: inputs * rows_per_input."""
+        return self._self.shape[2]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens there is memory for."""
+        return self._self.shape[4]
+
+    def get_seq_length(self) -> int:
+        """`length`, under the name transformers' caches give it."""
+        return self.length
+
+    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store n further tokens of one layer, given and returned as (rows, heads, tokens, head_dim).
+
+        Returns all keys and values of the layer up to these tokens: views that later calls leave as they are until
+        `reorder` or `keep`. `length` grows only by `advance`, once all layers have appended.
+        """
+        if keys.requires_grad or values.requires_grad:
+            raise ValueError("DecoderCache holds no gradients: run under torch.no_grad(), or without a cache")
+        end = self.length + keys.shape[2]
+        if end > self.capacity:
+            self._grow(max(end, 2 * self.capacity))
+        all_keys = self._keys[layer].narrow(2, 0, end)
+        all_values = self._values[layer].narrow(2, 0, end)
+        all_keys.narrow(2, self.length, keys.shape[2]).copy_(keys)
+        all_values.narrow(2, self.length, keys.shape[2]).copy_(values)
+        return all_keys, all_values
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` as stored, after every layer has appended them."""
+        self.length += tokens
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Let row i continue row rows[i]: (rows,) int64, each within its own utterance."""
+        if self._spare is None:
+            self._spare = torch.empty_like(self._self)
+        source = self._self.narrow(4, 0, self.length)
+        torch.index_select(source, 2, rows, out=self._spare.narrow(4, 0, self.length))
+        self._self, self._spare = self._spare, self._self
+        self._take_views()
+
+    def keep(self, inputs: list[int]) -> None:
+        """Hold only these utterances, in this order. Only those whose place changes are moved."""
+        moves = [(source, target) for target, source in enumerate(inputs) if source != target]
+        if moves:
+            source, target = torch.tensor(moves, device=self._self.device).T
+            for cross in self._cross:
+                cross.index_copy_(1, target, cross.index_select(1, source))
+            by_input = self._self.unflatten(2, (-1, self.rows_per_input)).narrow(5, 0, self.length)
+            by_input.index_copy_(2, target, by_input.index_select(2, source))
+        if self.cross_lengths is not None:
+            self.cross_lengths = self.cross_lengths[inputs]
+        rows = len(inputs) * self.rows_per_input
+        self._cross = (self._cross[0][:, : len(inputs)], self._cross[1][:, : len(inputs)])
+        self._self = self._self[:, :, :rows]
+        self._spare = None if self._spare is None else self._spare[:, :, :rows]
+        self._take_views()
+
+    def _grow(self, capacity: int) -> None:
+        shape = list(self._self.shape)
+        shape[4] = capacity
+        grown = self._self.new_empty(shape)
+        # All that may be written, not only `length`: the layers before this one have already appended.
+        grown.narrow(4, 0, self.capacity).copy_(self._self)
+        self._self, self._spare = grown, None
+        self._take_views()
+
+    def _take_views(self) -> None:
+        # Indexing a layer costs microseconds, and a step does it four times a layer.
+        self.cross_keys = list(self._cross[0])
+        self.cross_values = list(self._cross[1])
+        self._keys, self._values = (list(side) for side in self._self)
