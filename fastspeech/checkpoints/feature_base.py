@@ -1,0 +1,162 @@
+"""What an extractor returns, and how its settings are saved and loaded."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from fastspeech.checkpoints.files import locate, read_json, read_json_if_any, write_json
+
+FEATURES_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
+
+
+class BatchFeature(dict[str, Any]):
+    """The inputs of a model by name: a dictionary whose items are attributes too.
+
+    `model.generate(**inputs)` works, and `inputs.to(device)` moves the tensors in place.
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any] | None = None,
+        tensor_type: str | None = None,
+        skip_tensor_conversion: Collection[str] = (),
+    ) -> None:
+        """Copy `data` shallowly, and convert it as `convert_to_tensors` does."""
+        super().__init__(data or {})
+        self.convert_to_tensors(tensor_type, skip_tensor_conversion)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The items as a plain dictionary."""
+        return dict(self)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no item {name!r}; there are {', '.join(self) or 'none'}") from None
+
+    def convert_to_tensors(self, tensor_type: str | None, skip_tensor_conversion: Collection[str] = ()) -> Self:
+        """Make every item a torch tensor ("pt") or a NumPy array ("np"), except those named to skip and strings.
+
+        Raises:
+            ValueError: an unknown tensor type, or an item whose rows have unequal lengths.
+        """
+        if tensor_type is None:
+            return self
+        if tensor_type not in ("pt", "np"):
+            raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {tensor_type!r}")
+        convert = _to_torch if tensor_type == "pt" else _to_numpy
+        for name, value in self.items():
+            if name in skip_tensor_conversion or _holds_text(value):
+                continue
+            try:
+                self[name] = convert(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"{name} does not make one tensor ({error}); padding=True makes rows equal") from error
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the tensors as `torch.Tensor.to(...)` does, in place, and return this object.
+
+        A dtype is applied to floating tensors only: ids and masks keep theirs.
+        """
+        if args and not isinstance(args[0], (str, int, torch.device, torch.dtype)):
+            raise ValueError(f"expected a device or dtype, got {args[0]!r}")
+        others = {name: value for name, value in kwargs.items() if name != "dtype"}
+        device = [] if args and isinstance(args[0], torch.dtype) else list(args[:1])
+        for name, value in self.items():
+            if isinstance(value, torch.Tensor):
+                self[name] = value.to(*args, **kwargs) if value.is_floating_point() else value.to(*device, **others)
+        return self
+
+
+class FeatureExtractor:
+    """Base of the feature extractors: an `__init__` whose keyword arguments are the settings, kept as attributes.
+
+    Unknown settings are kept as attributes and written out again.
+
+    Attributes:
+        model_input_names: names of the items the extractor returns.
+    """
+
+    model_input_names: ClassVar[list[str]] = []
+
+    def __init__(self, **kwargs: Any) -> None:
+        for name, value in kwargs.items():
+            if name not in ("processor_class", "feature_extractor_type"):
+                setattr(self, name, value)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """The extractor of a folder or hub id; `overrides` replace its settings.
+
+        Raises:
+            CheckpointError: no readable settings there.
+        """
+        folder = locate(
+            name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        return cls.from_dict(read_feature_settings(folder), **overrides)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
+        """The extractor of a dictionary such as `to_dict` gives."""
+        return cls(**values | overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every public setting, and the class's name as `feature_extractor_type`."""
+        values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return values | {"feature_extractor_type": type(self).__name__}
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write preprocessor_config.json into `folder`, which is made where it is missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder, FEATURES_FILE, self.to_dict())
+
+
+def read_feature_settings(folder: Path) -> dict[str, Any]:
+    """The extractor's settings in a folder: transformers 5 writes them into processor_config.json, under
+    "feature_extractor", transformers 4 into preprocessor_config.json. The former wins, as it does in transformers 5.
+    """
+    nested = read_json_if_any(folder, PROCESSOR_FILE).get("feature_extractor")
+    return nested if isinstance(nested, dict) else read_json(folder, FEATURES_FILE)
+
+
+def _holds_text(value: Any) -> bool:
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return value is None or isinstance(value, (str, bytes, dict))
+
+
+def _to_torch(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
+        return torch.stack(list(value))
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], np.ndarray):
+        value = np.stack(value)
+    return torch.as_tensor(value)
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        return value.cpu().numpy()
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
+        return torch.stack(list(value)).cpu().numpy()
+    return np.asarray(value)
