@@ -42,7 +42,7 @@ def load_audio(
     with open_source(audio, timeout) as file:
         try:
             # Nothing but `file` may be opened: a playlist or reference in it could name any file or address.
-            with av.open(file, options={"protocol_whitelist": "none"}) as container:
+            with av.open(file, "r", options={"protocol_whitelist": "none"}) as container:
                 samples = _decode(container, file, name, sampling_rate, max_duration_s)
         except av.FFmpegError as error:
             raise AudioError(f"{name}: not a media file that can be read ({error.strerror})") from error
@@ -79,8 +79,9 @@ def _decode(
             for frame in packet.decode():
                 # A damaged Ogg page is dropped without an error, and shows only as a leap in time.
                 if container.format.name == "ogg" and frame.time is not None:
-                    if expected is not None and frame.time - expected > 0.1:
-                        raise AudioError(f"{name}: corrupt: {frame.time - expected:.2f} s missing after {seconds:.2f} s")
+                    hole = 0.0 if expected is None else frame.time - expected
+                    if hole > 0.1:
+                        raise AudioError(f"{name}: corrupt: {hole:.2f} s missing after {seconds:.2f} s")
                     expected = frame.time + frame.samples / frame.sample_rate
                 seconds += frame.samples / frame.sample_rate
                 if seconds > max_duration_s:

@@ -45,13 +45,13 @@ def kaldi_mel_filters(
     Returns a float32 tensor (n_mels, n_fft // 2 + 1).
     """
     high_hz = sampling_rate / 2 if high_hz is None else high_hz
-    edges = np.linspace(_kaldi_mel(low_hz), _kaldi_mel(high_hz), n_mels + 2)
-    bins = _kaldi_mel(np.arange(n_fft // 2 + 1) * (sampling_rate / n_fft))
-    return torch.from_numpy(_triangles(edges, bins).astype(np.float32))
+    low, high = _kaldi_mel(np.array([low_hz, high_hz]))
+    bins = _kaldi_mel(np.arange(n_fft // 2 + 1) * np.float64(sampling_rate / n_fft))
+    return torch.from_numpy(_triangles(np.linspace(low, high, n_mels + 2), bins).astype(np.float32))
 
 
-def _kaldi_mel(hz: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(1127.0 * np.log(1.0 + np.asarray(hz) / 700.0))
+def _kaldi_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1127.0 * np.log(1.0 + hz / 700.0)
 
 
 def _triangles(edges: NDArray[np.float64], bins: NDArray[np.float64]) -> NDArray[np.float64]:
