@@ -1,5 +1,6 @@
 """The settings of a model: config.json in and out."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -7,8 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from fastspeech.checkpoints.files import CONFIG_FILE, locate, read_json, write_json
-from fastspeech.errors import CheckpointError
+from fastspeech.checkpoints.files import CONFIG_FILE, blaming, locate, read_json, write_json
 
 
 class PretrainedConfig:
@@ -74,12 +74,9 @@ class PretrainedConfig:
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:
         """As `from_pretrained`, for a folder at hand."""
-        try:
-            return cls.from_dict(read_json(folder, CONFIG_FILE), **overrides)
-        except CheckpointError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+        values = read_json(folder, CONFIG_FILE)
+        with blaming(folder / CONFIG_FILE):
+            return cls.from_dict(values, **overrides)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
@@ -107,7 +104,7 @@ class PretrainedConfig:
             elif isinstance(value, torch.dtype):
                 values[name] = str(value).removeprefix("torch.")
             else:
-                values[name] = value
+                values[name] = copy.deepcopy(value)
         return values
 
     def to_json_string(self) -> str:

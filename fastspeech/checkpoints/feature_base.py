@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from fastspeech.checkpoints.files import locate, read_json, read_json_if_any, write_json
+from fastspeech.checkpoints.files import blaming, locate, read_json, read_json_if_any, write_json
 
 FEATURES_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
@@ -29,11 +29,6 @@ class BatchFeature(dict[str, Any]):
         """Copy `data` shallowly, and convert it as `convert_to_tensors` does."""
         super().__init__(data or {})
         self.convert_to_tensors(tensor_type, skip_tensor_conversion)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The items as a plain dictionary."""
-        return dict(self)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -66,13 +61,15 @@ class BatchFeature(dict[str, Any]):
 
         A dtype is applied to floating tensors only: ids and masks keep theirs.
         """
-        if args and not isinstance(args[0], (str, int, torch.device, torch.dtype)):
-            raise ValueError(f"expected a device or dtype, got {args[0]!r}")
-        others = {name: value for name, value in kwargs.items() if name != "dtype"}
-        device = [] if args and isinstance(args[0], torch.dtype) else list(args[:1])
+        first = args[:1]
+        if first and not isinstance(first[0], (str, int, torch.device, torch.dtype)):
+            raise ValueError(f"expected a device or a dtype, got {first[0]!r}")
+        where = {name: value for name, value in kwargs.items() if name != "dtype"}
+        if first and not isinstance(first[0], torch.dtype):
+            where["device"] = first[0]
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
-                self[name] = value.to(*args, **kwargs) if value.is_floating_point() else value.to(*device, **others)
+                self[name] = value.to(*args, **kwargs) if value.is_floating_point() else _moved(value, **where)
         return self
 
 
@@ -111,7 +108,21 @@ class FeatureExtractor:
         folder = locate(
             name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
         )
-        return cls.from_dict(read_feature_settings(folder), **overrides)
+        return cls.from_folder(folder, **overrides)
+
+    @classmethod
+    def from_folder(cls, folder: Path, **overrides: Any) -> Self:
+        """As `from_pretrained`, for a folder at hand.
+
+        transformers 5 writes the settings into processor_config.json, under "feature_extractor", transformers 4 into
+        preprocessor_config.json. The former wins, as it does in transformers 5.
+        """
+        values = read_json_if_any(folder, PROCESSOR_FILE).get("feature_extractor")
+        file = PROCESSOR_FILE
+        if not isinstance(values, dict):
+            values, file = read_json(folder, FEATURES_FILE), FEATURES_FILE
+        with blaming(folder / file):
+            return cls.from_dict(values, **overrides)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
@@ -119,8 +130,10 @@ class FeatureExtractor:
         return cls(**values | overrides)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every public setting, and the class's name as `feature_extractor_type`."""
-        values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        """Every setting, and the class's name as `feature_extractor_type`. What an extractor derives from its settings
+        it keeps under names that begin with an underscore.
+        """
+        values = {name: value for name, value in vars(self).items() if name[0] != "_"}
         return values | {"feature_extractor_type": type(self).__name__}
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -130,12 +143,8 @@ class FeatureExtractor:
         write_json(folder, FEATURES_FILE, self.to_dict())
 
 
-def read_feature_settings(folder: Path) -> dict[str, Any]:
-    """The extractor's settings in a folder: transformers 5 writes them into processor_config.json, under
-    "feature_extractor", transformers 4 into preprocessor_config.json. The former wins, as it does in transformers 5.
-    """
-    nested = read_json_if_any(folder, PROCESSOR_FILE).get("feature_extractor")
-    return nested if isinstance(nested, dict) else read_json(folder, FEATURES_FILE)
+def _moved(value: torch.Tensor, device: Any = None, **kwargs: Any) -> torch.Tensor:
+    return value if device is None else value.to(device, **kwargs)
 
 
 def _holds_text(value: Any) -> bool:

@@ -81,19 +81,28 @@ def inside(folder: Path, name: str) -> Path:
     folder is a snapshot of.
 
     Raises:
-        CheckpointError: the name leaves the folder.
+        CheckpointError: the name leaves the folder, or cannot be a file name.
     """
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in re.split(r"[/\\]", name):
         raise CheckpointError(f"{folder}: the file name {name!r} leads out of the folder")
     path = folder / name
-    root = folder.resolve()
-    roots = [root]
-    if root.parent.name == "snapshots":
-        roots.append(root.parent.parent / "blobs")
-    target = path.resolve()
-    if not any(target.is_relative_to(allowed) for allowed in roots):
+    try:
+        target = path.resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {name!r} cannot be a file name: {error}") from error
+    if not any(target.is_relative_to(root) for root in _roots(folder.resolve())):
         raise CheckpointError(f"{path} is a link out of the folder, to {target}; put the file itself there")
     return path
+
+
+def _roots(folder: Path) -> list[Path]:
+    """Where the files of a folder may lie: in it, and for a snapshot (<cache>/<repository>/snapshots/<commit>) in the
+    blobs of the repository or in those that huggingface_hub 2 shares among repositories.
+    """
+    if folder.parent.name != "snapshots":
+        return [folder]
+    return [folder, folder.parents[1] / "blobs", folder.parents[2] / "blobs"]
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -117,6 +126,17 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 def read_json_if_any(folder: Path, name: str) -> dict[str, Any]:
     """As `read_json`, and `{}` where the folder has no such file."""
     return read_json(folder, name) if inside(folder, name).exists() else {}
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Turn the TypeError or ValueError of whoever reads the contents of `path` into a CheckpointError naming it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 @contextmanager

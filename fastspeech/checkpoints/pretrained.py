@@ -1,17 +1,16 @@
 """Base of the models: from a checkpoint to a module and back."""
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from fastspeech.checkpoints.config import PretrainedConfig, parse_dtype
-from fastspeech.checkpoints.files import inside, locate
-from fastspeech.checkpoints.weights import StoredTensor, open_weights, save_weights
-from fastspeech.errors import CheckpointError
+from fastspeech.checkpoints.config import PretrainedConfig
+from fastspeech.checkpoints.files import blaming, inside, locate
+from fastspeech.checkpoints.loading import choose_device, choose_dtype, fill
+from fastspeech.checkpoints.weights import open_weights, save_weights
 
 GENERATION_FILE = "generation_config.json"
 
@@ -106,20 +105,23 @@ class PretrainedModel(nn.Module):
         )
         device = choose_device(device_map)
         if config is None:
-            config = cls.config_class.from_folder(folder, **overrides)
-        elif overrides:
-            raise ValueError(f"set {', '.join(overrides)} in the config you pass")
+            config = cls.config_class.from_folder(folder)
+        unknown = [name for name in overrides if not hasattr(config, name)]
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)}: neither an argument nor a field of {cls.config_class.__name__}")
+        config = cls.config_class.from_dict(config.to_dict(), **overrides)
         stored = open_weights(folder)
         chosen = choose_dtype(dtype if dtype is not None else torch_dtype, config, stored)
 
         with torch.device("meta"):
             model = cls(config)
-        _Loader(model, folder, stored).fill(device, chosen)
+        fill(model, folder, stored, device, chosen)
         config.dtype = chosen
         model.name_or_path = os.fspath(name_or_path)
         maker = cls.generation_config_class
         if maker is not None and inside(folder, GENERATION_FILE).exists():
-            model.generation_config = maker.from_pretrained(folder)
+            with blaming(folder / GENERATION_FILE):
+                model.generation_config = maker.from_pretrained(folder)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
@@ -158,119 +160,3 @@ class PretrainedModel(nn.Module):
     def num_parameters(self, only_trainable: bool = False) -> int:
         """The number of parameters, tied ones once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
-
-
-def choose_device(device_map: torch.device | str | int | dict[str, Any] | None) -> torch.device:
-    """The one device of `from_pretrained`'s `device_map`.
-
-    Raises:
-        ValueError: a map that spreads the model over several devices.
-    """
-    if device_map is None:
-        return torch.device("cpu")
-    if isinstance(device_map, dict):
-        if set(device_map) != {""}:
-            raise ValueError(f"device_map can place the whole model only, as {{'': device}}; got {device_map}")
-        return choose_device(device_map[""])
-    if device_map == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device_map)
-
-
-def choose_dtype(
-    dtype: torch.dtype | str | None, config: PretrainedConfig, stored: dict[str, StoredTensor]
-) -> torch.dtype:
-    """The dtype asked for; for "auto" and None the one the configuration names, else the first floating tensor's."""
-    if dtype is not None and dtype != "auto":
-        asked = parse_dtype(dtype)
-        assert asked is not None
-        return asked
-    if config.dtype is not None:
-        return config.dtype
-    return next((tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point), torch.float32)
-
-
-class _Loader:
-    """Fills a model that was built on the meta device."""
-
-    def __init__(self, model: PretrainedModel, folder: Path, stored: dict[str, StoredTensor]) -> None:
-        self.model = model
-        self.folder = folder
-        self.wanted = model.state_dict()
-        self.bare = not hasattr(model, model.base_model_prefix)
-        self.fresh: set[str] = set()
-        self.sources = self._match(stored)
-
-    def fill(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Read every tensor to `device`, floating ones as `dtype`."""
-        model = self.model
-        for name in self.fresh:
-            model.get_submodule(name).to_empty(device=device, recurse=False)
-            model.get_submodule(name).reset_parameters()  # type: ignore[operator]
-            model.get_submodule(name).to(dtype)
-        tensors = {
-            name: tensor.read().to(device=device, dtype=dtype if tensor.dtype.is_floating_point else None)
-            for name, tensor in self.sources.items()
-        }
-        model.load_state_dict(tensors, strict=False, assign=True)
-        model.tie_weights()
-        with torch.device(device):
-            for module in model.modules():
-                if hasattr(module, "reset_buffers"):
-                    module.reset_buffers()  # type: ignore[operator]
-        left = [name for name, tensor in _all_tensors(model) if tensor.is_meta]
-        if left:
-            raise RuntimeError(f"no reset_buffers() makes {_listed(left)} of {type(model).__name__}")
-
-    def _match(self, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-        prefix = self.model.base_model_prefix + "."
-        derived = {name for name, _ in self.model.named_buffers()} - set(self.wanted)
-        found: dict[str, StoredTensor] = {}
-        unexpected = []
-        has_head = False
-        for raw, tensor in stored.items():
-            key = self.model.key_map(raw)
-            if key is None:
-                continue
-            name = next((n for n in (key, prefix + key, key.removeprefix(prefix)) if n in self.wanted), None)
-            if name is not None:
-                has_head |= not name.startswith(prefix)
-                found[name] = tensor
-            elif (not self.bare or key.startswith(prefix)) and not {key, key.removeprefix(prefix)} & derived:
-                unexpected.append(raw)
-        tied = self.model.tied()
-        for name, source in tied.items():
-            if source not in found and name in found:
-                found[source] = found[name]
-            found.pop(name, None)
-        missing = [name for name in self.wanted if name not in found and name not in tied]
-        if missing and not self.bare and not has_head and not any(name.startswith(prefix) for name in missing):
-            warnings.warn(
-                f"{self.folder} holds a model without {_listed(missing)}: these are newly initialised, and the model "
-                "must be trained before its output means anything",
-                stacklevel=4,
-            )
-            self.fresh = {name.rpartition(".")[0] for name in missing}
-            missing = []
-        self._report(missing, unexpected, found)
-        return found
-
-    def _report(self, missing: list[str], unexpected: list[str], found: dict[str, StoredTensor]) -> None:
-        what = type(self.model).__name__
-        if missing:
-            raise CheckpointError(f"{self.folder} lacks {_listed(missing)}, which {what} needs")
-        if unexpected:
-            raise CheckpointError(f"{self.folder} holds {_listed(unexpected)}, which {what} has no place for")
-        for name, tensor in found.items():
-            shape = tuple(self.wanted[name].shape)
-            if tensor.shape != shape:
-                raise CheckpointError(f"{tensor.path}: {name} has shape {tensor.shape}; {what} expects {shape}")
-
-
-def _all_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

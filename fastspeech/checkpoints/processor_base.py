@@ -4,12 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from fastspeech.checkpoints.feature_base import (
-    FEATURES_FILE,
-    PROCESSOR_FILE,
-    FeatureExtractor,
-    read_feature_settings,
-)
+from fastspeech.checkpoints.feature_base import FEATURES_FILE, PROCESSOR_FILE, FeatureExtractor
 from fastspeech.checkpoints.files import locate, write_json
 from fastspeech.checkpoints.tokenizer import Tokenizer
 
@@ -47,8 +42,7 @@ class ProcessorMixin:
         folder = locate(
             name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
         )
-        extractor = cls.feature_extractor_class.from_dict(read_feature_settings(folder))
-        return cls(extractor, cls.tokenizer_class.from_pretrained(folder))
+        return cls(cls.feature_extractor_class.from_folder(folder), cls.tokenizer_class.from_pretrained(folder))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the extractor's and the tokenizer's files into `folder`, in the form transformers 4 and 5 both read."""

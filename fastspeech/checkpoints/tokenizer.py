@@ -10,7 +10,7 @@ import tokenizers
 import torch
 
 from fastspeech.checkpoints.feature_base import BatchFeature
-from fastspeech.checkpoints.files import inside, locate, read_json_if_any, replacing, write_json
+from fastspeech.checkpoints.files import blaming, inside, locate, read_json_if_any, replacing, write_json
 from fastspeech.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -55,15 +55,13 @@ class Tokenizer:
         self.padding_side = padding_side
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.additional_special_tokens = list(additional_special_tokens)
-        self._roles: dict[str, str] = {role: roles.pop(role) for role in ROLES if roles.get(role) is not None}
+        for role in ROLES:
+            setattr(self, role, roles.pop(role, None))
         self._settings = roles
         backend.no_padding()
         backend.no_truncation()
-        already = {str(token.content) for token in backend.get_added_tokens_decoder().values() if token.special}
-        named = dict.fromkeys([*self._roles.values(), *self.additional_special_tokens])
-        backend.add_special_tokens(
-            [tokenizers.AddedToken(token, normalized=False, special=True) for token in named if token not in already]
-        )
+        added = {token.content for token in backend.get_added_tokens_decoder().values()}
+        backend.add_special_tokens([token for token in self.all_special_tokens if token not in added])
 
     @classmethod
     def from_pretrained(
@@ -91,10 +89,13 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
-        settings = read_json_if_any(folder, SPECIAL_TOKENS_FILE) | read_json_if_any(folder, SETTINGS_FILE)
-        for id_, entry in sorted(settings.pop("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
-            _add(backend, int(id_), entry, path)
-        return cls(backend, **_plain(settings) | overrides)
+        settings = read_json_if_any(folder, SETTINGS_FILE)
+        if "added_tokens_decoder" not in settings:
+            settings |= read_json_if_any(folder, SPECIAL_TOKENS_FILE)
+        with blaming(folder / SETTINGS_FILE):
+            for id_, entry in sorted(settings.pop("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+                _add(backend, int(id_), entry)
+            return cls(backend, **_plain(settings) | overrides)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write tokenizer.json and tokenizer_config.json into `folder`, as transformers 4 and 5 read them."""
@@ -102,7 +103,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / TOKENIZER_FILE) as draft:
             draft.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
-        settings: dict[str, Any] = self._settings | self._roles
+        settings: dict[str, Any] = self._settings | self.special_tokens_map
         settings["additional_special_tokens"] = self.additional_special_tokens
         settings["clean_up_tokenization_spaces"] = self.clean_up_tokenization_spaces
         settings["padding_side"] = self.padding_side
@@ -110,13 +111,20 @@ class Tokenizer:
         if self.model_max_length is not None:
             settings["model_max_length"] = self.model_max_length
         write_json(folder, SETTINGS_FILE, settings)
+        # one of an earlier save by transformers 4 would win over the settings just written
+        (folder / SPECIAL_TOKENS_FILE).unlink(missing_ok=True)
 
     def __getattr__(self, name: str) -> Any:
         role = name.removesuffix("_id")
-        if role not in ROLES:
+        if role not in ROLES or role == name:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        token = self.__dict__.get("_roles", {}).get(role)
-        return token if token is None or role == name else self.backend.token_to_id(token)
+        token = getattr(self, role)
+        return None if token is None else self.backend.token_to_id(token)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """The special tokens with a role, by role."""
+        return {role: token for role in ROLES if (token := getattr(self, role)) is not None}
 
     @property
     def vocab_size(self) -> int:
@@ -134,7 +142,7 @@ class Tokenizer:
     @property
     def all_special_tokens(self) -> list[str]:
         """The special tokens with a role, then the additional ones."""
-        return list(dict.fromkeys([*self._roles.values(), *self.additional_special_tokens]))
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *self.additional_special_tokens]))
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -293,7 +301,7 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _add(backend: tokenizers.Tokenizer, id_: int, entry: dict[str, Any], path: Path) -> None:
+def _add(backend: tokenizers.Tokenizer, id_: int, entry: dict[str, Any]) -> None:
     """Add a token of `added_tokens_decoder`, which tokenizer.json holds already unless somebody edited the settings."""
     content = str(entry["content"])
     if backend.token_to_id(content) == id_ and id_ in backend.get_added_tokens_decoder():
@@ -306,4 +314,4 @@ def _add(backend: tokenizers.Tokenizer, id_: int, entry: dict[str, Any], path: P
     else:
         backend.add_tokens([token])
     if backend.token_to_id(content) != id_:
-        raise CheckpointError(f"{path}: {content!r} cannot have the id {id_} that {SETTINGS_FILE} gives it")
+        raise ValueError(f"added_tokens_decoder gives {content!r} the id {id_}, which {TOKENIZER_FILE} does not allow")

@@ -65,9 +65,7 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
     raise CheckpointError(f"{folder} has no weights: no {SAFETENSORS_FILE}, {BIN_FILE}, or index of their shards")
 
 
-def _open_shards(
-    folder: Path, index: str, read: Callable[[Path], dict[str, StoredTensor]]
-) -> dict[str, StoredTensor]:
+def _open_shards(folder: Path, index: str, read: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
     home = read_json(folder, index).get("weight_map")
     if not isinstance(home, dict) or not home or not all(isinstance(shard, str) for shard in home.values()):
         raise CheckpointError(f"{folder / index} has no weight_map from tensor names to shard files")
@@ -115,7 +113,7 @@ def _open_bin(path: Path) -> dict[str, StoredTensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
-        tensors[name] = StoredTensor(path, tuple(value.shape), value.dtype, _constant(value))
+        tensors[name] = StoredTensor(path, tuple(value.shape), value.dtype, _constant(value.detach()))
     return tensors
 
 
@@ -143,7 +141,8 @@ def save_weights(tensors: Mapping[str, torch.Tensor], folder: Path, max_shard_si
     for number, names in enumerate(shards, 1):
         file = SAFETENSORS_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         with replacing(folder / file) as draft:
-            save_file({name: _own_memory(tensors[name]) for name in names}, draft, metadata={"format": "pt"})
+            part = {name: tensors[name].detach().cpu().contiguous() for name in names}
+            save_file(part, draft, metadata={"format": "pt"})
         written |= dict.fromkeys(names, file)
     keep = set(written.values())
     if len(shards) > 1:
@@ -153,11 +152,6 @@ def save_weights(tensors: Mapping[str, torch.Tensor], folder: Path, max_shard_si
     for old in [*folder.glob("model-*-of-*.safetensors"), folder / SAFETENSORS_FILE, folder / SAFETENSORS_INDEX]:
         if old.name not in keep:
             old.unlink(missing_ok=True)
-
-
-def _own_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy on the CPU: safetensors refuses tensors that share memory."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def parse_size(size: int | str) -> int:
