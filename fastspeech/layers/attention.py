@@ -1,0 +1,41 @@
+"""Scaled dot-product attention, with the weights written out where somebody asks for them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    with_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """softmax(q k' / sqrt(head_dim)) v, and the weights (batch, heads, queries, keys) where asked for.
+
+    Args:
+        q: (batch, heads, queries, head_dim).
+        k, v: (batch, kv_heads, keys, head_dim); each key/value head serves heads // kv_heads consecutive heads.
+        mask: boolean, true where a query sees a key, broadcast to (batch, heads, queries, keys).
+        causal: query i sees keys up to i; without a mask.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        (batch, queries, heads * head_dim) and the weights, before dropout, or None.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if not with_weights:
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=groups > 1)
+        return out.transpose(1, 2).flatten(2), None
+    k, v = (side.repeat_interleave(groups, dim=1) for side in (k, v))
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    if causal:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    out = F.dropout(weights, dropout) @ v if dropout else weights @ v
+    return out.transpose(1, 2).flatten(2), weights

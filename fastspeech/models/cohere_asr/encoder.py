@@ -1,0 +1,309 @@
+"""The FastConformer encoder (Rekesh et al. 2023; NeMo's ConformerEncoder), with the parameter names of transformers."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastspeech.kernels import conformer_conv, relpos_attention
+from fastspeech.layers.activations import activation
+from fastspeech.layers.derived import Derived, DerivingModule, PackedLinear
+from fastspeech.layers.residual import add_and_norm
+from fastspeech.models.cohere_asr.config import ParakeetEncoderConfig
+from fastspeech.outputs import BaseModelOutput
+
+_POSITION_BLOCK = 64
+"""Position tables are made for a multiple of this many frames, so that a slightly longer utterance needs no new one."""
+
+
+def relative_positions(frames: int, width: int, like: Tensor) -> Tensor:
+    """Sinusoids of the relative positions frames - 1 down to 1 - frames, (2 * frames - 1, width), sine and cosine
+    interleaved (Vaswani et al. 2017, section 3.5), computed in float32 and cast to the dtype of `like`."""
+    positions = torch.arange(frames - 1, -frames, -1, device=like.device, dtype=torch.float32)
+    rates = 1.0 / 10000.0 ** (torch.arange(0, width, 2, device=like.device, dtype=torch.float32) / width)
+    angles = positions[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like.dtype)
+
+
+class Subsampling(nn.Module):
+    """Strided 2-D convolutions over time and mel bins, and a projection to the encoder's width.
+
+    Raises:
+        ValueError: mel bins that the subsampling does not divide.
+    """
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        kernel, stride, channels = (
+            config.subsampling_conv_kernel_size,
+            config.subsampling_conv_stride,
+            config.subsampling_conv_channels,
+        )
+        stages = int(math.log2(config.subsampling_factor))
+        padding = (kernel - 1) // 2
+        if config.num_mel_bins % stride**stages:
+            raise ValueError(f"num_mel_bins ({config.num_mel_bins}) must be a multiple of {stride**stages}")
+        self.layers = nn.ModuleList([nn.Conv2d(1, channels, kernel, stride, padding), nn.ReLU()])
+        for _ in range(stages - 1):
+            self.layers.append(nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels))
+            self.layers.append(nn.Conv2d(channels, channels, 1))
+            self.layers.append(nn.ReLU())
+        self.linear = nn.Linear(channels * (config.num_mel_bins // stride**stages), config.hidden_size)
+
+    def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, T0, mel) features and (B,) lengths to (B, T, hidden) and the lengths in encoder frames.
+
+        Frames behind a length are set to 0 after every convolution, so that no bias reaches a valid frame from there.
+        """
+        x = features[:, None]
+        for layer in self.layers:
+            x = layer(x)
+            if lengths is not None and isinstance(layer, nn.Conv2d):
+                lengths = output_length(lengths, layer)
+                padding = torch.arange(x.shape[2], device=x.device) >= lengths[:, None]
+                x = x.masked_fill(padding[:, None, :, None], 0)
+        return self.linear(x.transpose(1, 2).flatten(2)), lengths
+
+
+def output_length(length: Any, conv: nn.Conv2d) -> Any:
+    """Frames a convolution gives for `length` frames (an int or a tensor of them)."""
+    return (length + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(config.hidden_size, config.intermediate_size, config.attention_bias)
+        self.linear2 = nn.Linear(config.intermediate_size, config.hidden_size, config.attention_bias)
+        self.activation = activation(config.hidden_act)
+        self.dropout = config.activation_dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.dropout(self.activation(self.linear1(x)), self.dropout, self.training))
+
+
+class Attention(DerivingModule):
+    """Self-attention with relative positions."""
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // self.heads
+        self.scale = self.head_dim**-0.5
+        self.dropout = config.attention_dropout
+        inner = self.heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, inner, config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, inner, config.attention_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, config.attention_bias)
+        self.relative_k_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.bias_u = nn.Parameter(torch.zeros(self.heads, self.head_dim))
+        self.bias_v = nn.Parameter(torch.zeros(self.heads, self.head_dim))
+        self._packed = PackedLinear()
+        self._relative = Derived()
+
+    def forward(
+        self, x: Tensor, positions: Tensor, lengths: Tensor | None, with_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, hidden); positions (2S - 1, hidden), encoding the relative positions of S >= T frames; lengths (B,).
+
+        Returns (B, T, hidden) and, `with_weights`, the attention weights (B, heads, T, T).
+        """
+        qkv = self._packed(x, (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
+        r = self._projected(positions, x.shape[1])
+        weights = None
+        if with_weights or (self.training and self.dropout > 0):
+            weights = self._weights(q, k, r, lengths)
+            dropped = F.dropout(weights, self.dropout, self.training)
+            y = (dropped @ v.transpose(1, 2)).transpose(1, 2)
+        else:
+            y = relpos_attention(q, k, v, r, self.bias_u, self.bias_v, lengths, self.scale)
+        return self.o_proj(y.flatten(2)), weights if with_weights else None
+
+    def _projected(self, positions: Tensor, frames: int) -> Tensor:
+        """(2 * frames - 1, heads, head_dim); without gradients the whole table is projected once and kept."""
+        weight = self.relative_k_proj.weight
+
+        def project() -> Tensor:
+            return F.linear(positions, weight).unflatten(-1, (self.heads, self.head_dim))
+
+        table = project() if torch.is_grad_enabled() else self._relative.get((weight, positions), project)
+        middle = table.shape[0] // 2
+        return table[middle - frames + 1 : middle + frames]
+
+    def _weights(self, q: Tensor, k: Tensor, r: Tensor, lengths: Tensor | None) -> Tensor:
+        """softmax of the scores of `relpos_attention`, (B, heads, T, T), written out."""
+        frames = q.shape[1]
+        content = torch.einsum("bihd,bjhd->bhij", q + self.bias_u, k)
+        step = torch.arange(frames, device=q.device)
+        row = frames - 1 - step[:, None] + step
+        by_row = torch.einsum("bihd,mhd->bhim", q + self.bias_v, r)
+        scores = content + by_row.gather(3, row.expand(*content.shape))
+        scores = scores * self.scale
+        if lengths is not None:
+            keys = step < lengths[:, None]
+            scores = scores.masked_fill(~keys[:, None, None], torch.finfo(scores.dtype).min)
+        return scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+
+
+class Convolution(DerivingModule):
+    """Pointwise convolution, GLU, depthwise convolution, BatchNorm, activation, pointwise convolution."""
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        channels, bias = config.hidden_size, config.convolution_bias
+        taps = config.conv_kernel_size
+        self.pointwise_conv1 = nn.Conv1d(channels, 2 * channels, 1, bias=bias)
+        self.depthwise_conv = nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=channels, bias=bias)
+        self.norm = nn.BatchNorm1d(channels)
+        self.pointwise_conv2 = nn.Conv1d(channels, channels, 1, bias=bias)
+        self.activation = activation(config.hidden_act)
+        self.fused = self.activation is F.silu
+        self._folded = Derived()
+
+    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """x (B, T, hidden), lengths (B,), to (B, T, hidden)."""
+        x = F.linear(x, self.pointwise_conv1.weight[..., 0], self.pointwise_conv1.bias)
+        x = conformer_conv(x, *self._filter(), lengths) if self.fused and not self.training else self._plain(x, lengths)
+        return F.linear(x, self.pointwise_conv2.weight[..., 0], self.pointwise_conv2.bias)
+
+    def _plain(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        gated = F.glu(x, dim=-1)
+        if lengths is not None:
+            padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+            gated = gated.masked_fill(padding[..., None], 0)
+        return self.activation(self.norm(self.depthwise_conv(gated.transpose(1, 2)))).transpose(1, 2)
+
+    def _filter(self) -> tuple[Tensor, Tensor]:
+        """The depthwise filter (hidden, taps) and bias (hidden,) with the BatchNorm's running statistics folded in."""
+        conv, norm = self.depthwise_conv, self.norm
+
+        def fold() -> tuple[Tensor, Tensor]:
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+            return conv.weight[:, 0] * scale[:, None], bias * scale + norm.bias
+
+        if torch.is_grad_enabled():
+            return fold()
+        sources = (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return self._folded.get([source for source in sources if source is not None], fold)
+
+
+class Block(nn.Module):
+    """A macaron Conformer layer (Gulati et al. 2020, section 2): half a feed-forward step, attention, convolution, the
+    other half, each from a LayerNorm into the residual stream, and a LayerNorm of the stream."""
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        self.feed_forward1 = FeedForward(config)
+        self.self_attn = Attention(config)
+        self.conv = Convolution(config)
+        self.feed_forward2 = FeedForward(config)
+        self.norm_feed_forward1 = nn.LayerNorm(config.hidden_size)
+        self.norm_self_att = nn.LayerNorm(config.hidden_size)
+        self.norm_conv = nn.LayerNorm(config.hidden_size)
+        self.norm_feed_forward2 = nn.LayerNorm(config.hidden_size)
+        self.norm_out = nn.LayerNorm(config.hidden_size)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, lengths: Tensor | None, with_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, hidden) to (B, T, hidden), and the attention weights where asked for."""
+        x, h = add_and_norm(x, self.feed_forward1(self.norm_feed_forward1(x)), self.norm_self_att, 0.5)
+        attended, weights = self.self_attn(h, positions, lengths, with_weights)
+        x, h = add_and_norm(x, attended, self.norm_conv)
+        x, h = add_and_norm(x, self.conv(h, lengths), self.norm_feed_forward2)
+        return add_and_norm(x, self.feed_forward2(h), self.norm_out, 0.5)[1], weights
+
+
+class ParakeetEncoder(nn.Module):
+    """Log-mel features to encoder frames."""
+
+    def __init__(self, config: ParakeetEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input_scale = math.sqrt(config.hidden_size) if config.scale_input else 1.0
+        self.subsampling = Subsampling(config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self._positions: Tensor | None = None
+
+    def forward(
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attention_mask: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encode a batch of utterances.
+
+        Args:
+            input_features: (B, T0, mel) floating; frames behind an utterance's end are 0, as the extractor leaves them.
+            attention_mask: (B, T0), true (or 1) at an utterance's frames, which come first; None where all are.
+            output_attention_mask: whether to give the mask of the encoder's frames back.
+
+        Returns:
+            `BaseModelOutput` with last_hidden_state (B, T, hidden) and attention_mask (B, T) int32, T being T0 halved,
+            rounding up, log2(subsampling_factor) times; a tuple with `return_dict=False`. Frames behind an utterance's
+            end are finite and mean nothing.
+
+        Raises:
+            ValueError: features of another rank or number of mel bins.
+        """
+        config = self.config
+        if input_features.dim() != 3 or input_features.shape[2] != config.num_mel_bins:
+            raise ValueError(
+                f"input_features must be (batch, frames, {config.num_mel_bins}), got {tuple(input_features.shape)}"
+            )
+        with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        with_weights = config.output_attentions if output_attentions is None else output_attentions
+        x, valid = self.subsampling(input_features, None if attention_mask is None else attention_mask.sum(-1))
+        frames = x.shape[1]
+        lengths = valid
+        # On a GPU the question whether all rows are full would wait for it; there the masks are free.
+        if valid is not None and valid.device.type == "cpu" and int(valid.min()) == frames:
+            lengths = None
+        positions = F.dropout(self._table(x), config.dropout_positions, self.training)
+        x = F.dropout(x * self.input_scale if config.scale_input else x, config.dropout, self.training)
+        states, attentions = [x], []
+        for layer in self._kept_layers():
+            x, weights = layer(x, positions, lengths, with_weights)
+            states.append(x)
+            attentions.append(weights)
+        mask = None
+        if valid is not None and output_attention_mask:
+            mask = (torch.arange(frames, device=x.device) < valid[:, None]).int()
+        output = BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if with_states else None,
+            attentions=tuple(attentions) if with_weights else None,
+            attention_mask=mask,
+        )
+        return_dict = config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _kept_layers(self) -> Iterable[nn.Module]:
+        """All layers; in training each is left out with probability `layerdrop` (Fan et al. 2020)."""
+        if not self.training or self.config.layerdrop == 0:
+            return self.layers
+        return [layer for layer in self.layers if torch.rand([]) >= self.config.layerdrop]
+
+    def _table(self, x: Tensor) -> Tensor:
+        """(2S - 1, hidden), the relative positions of S >= T frames for x (B, T, hidden).
+
+        Without gradients one table serves all lengths up to the longest yet, as its middle.
+        """
+        frames, width = x.shape[1:]
+        if torch.is_grad_enabled():
+            return relative_positions(frames, width, x)
+        kept = self._positions
+        if kept is None or len(kept) < 2 * frames - 1 or kept.dtype != x.dtype or kept.device != x.device:
+            frames = -(-frames // _POSITION_BLOCK) * _POSITION_BLOCK
+            with torch.inference_mode(False):
+                self._positions = kept = relative_positions(frames, width, x)
+        return kept
