@@ -2,6 +2,15 @@
 
 from .cache import DecoderCache
 from .config import GenerationConfig
-from .interface import StepModel
+from .interface import LogitsRule, StepModel, StoppingCriterion, Streamer
+from .mixin import GenerationMixin
 
-__all__ = ["DecoderCache", "GenerationConfig", "StepModel"]
+__all__ = [
+    "DecoderCache",
+    "GenerationConfig",
+    "GenerationMixin",
+    "LogitsRule",
+    "StepModel",
+    "StoppingCriterion",
+    "Streamer",
+]

@@ -1,10 +1,20 @@
-"""What decoding asks of a model."""
+"""What decoding asks of a model, and what a caller may hand to it."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from .cache import DecoderCache
+
+LogitsRule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Called with the tokens so far (rows, length) int64 and the scores of the next one (rows, vocabulary) float32: logits
+in greedy search and sampling, log-probabilities in beam search. Returns the scores to go on with, and may overwrite
+those given."""
+
+StoppingCriterion = Callable[[torch.Tensor, tuple[torch.Tensor, ...] | None], torch.Tensor | bool]
+"""Called with the tokens so far (rows, length) int64 and, where they are recorded, the scores of every step so far.
+Returns which rows end here, (rows,) bool, or one bool for all."""
 
 
 class StepModel(Protocol):
@@ -30,4 +40,16 @@ class StepModel(Protocol):
         Returns:
             (rows, vocabulary) logits after the last of them, in the model's dtype; the caller may overwrite them.
         """
+        ...
+
+
+class Streamer(Protocol):
+    """Receives tokens as they are decoded."""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt (rows, length), then every step's tokens (rows,), int64 on the CPU."""
+        ...
+
+    def end(self) -> None:
+        """Know that no more come."""
         ...

@@ -1,0 +1,227 @@
+"""Beam search, and beam search that draws its candidates: transformers' vectorised algorithm, step by step."""
+
+import torch
+
+from fastspeech.outputs import GenerateBeamEncoderDecoderOutput
+
+from .cache import DecoderCache
+from .interface import StepModel
+from .plan import Plan
+from .stopping import any_met, close_gaps, leaving_pays
+
+_NEVER = -1.0e9
+"""Added to scores that must not win; finite, so that they keep their order."""
+
+
+def beam_search(
+    model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Plan
+) -> GenerateBeamEncoderDecoderOutput:
+    """Follow the num_beams likeliest sequences of each utterance, and return the best that ended.
+
+    The host waits for the device once a step, where it reads which utterances are done.
+
+    transformers 5 pads ended sequences with the end token where pad_token_id is 0; here they are padded with 0.
+
+    Args:
+        cache: as the model's `start_decoding` gave it, with num_beams rows an input.
+        prompt: (inputs * num_beams, n) int64.
+    """
+    beams = _Beams(prompt, plan)
+    scores: list[torch.Tensor] | None = [] if plan.record_scores else None
+    logits: list[torch.Tensor] | None = [] if plan.record_logits else None
+
+    new_ids = prompt
+    while True:
+        step = model.decode(new_ids, cache).float()
+        if logits is not None:
+            logits.append(step.clone())
+        step = step.log_softmax(-1)
+        for rule in plan.rules:
+            step = rule(beams.ids, step)
+        if scores is not None:
+            scores.append(step.clone())
+        rows = beams.extend(step, scores)
+        done = beams.done()
+        if all(done):
+            break
+        cache.reorder(rows)
+        if plan.rows_may_leave and not plan.config.do_sample and any(done):
+            ended = done.count(True)
+            if leaving_pays(ended, len(done) - ended):
+                inputs = close_gaps([not d for d in done])
+                cache.keep(inputs)
+                beams.keep(inputs)
+        new_ids = beams.ids[:, -1:]
+
+    sequences, sequences_scores, beam_indices = beams.result()
+    return GenerateBeamEncoderDecoderOutput(
+        sequences=sequences,
+        sequences_scores=sequences_scores if plan.record_scores else None,
+        scores=None if scores is None else tuple(scores),
+        logits=None if logits is None else tuple(logits),
+        beam_indices=beam_indices,
+        past_key_values=cache,
+    )
+
+
+class _Beams:
+    """The sequences that grow and those that have ended, num_beams of each an utterance, best first.
+
+    With B utterances, K beams, and L = max_length, `_trails` (2, B * K, 2, L) int64 holds the growing sequences [0]
+    and the ended ones [1]: of each its tokens [0] and the beam that each new token came from [1].
+    """
+
+    def __init__(self, prompt: torch.Tensor, plan: Plan) -> None:
+        self.plan = plan
+        self.beams = plan.config.num_beams or 1
+        self.prompt_length = self.length = prompt.shape[1]
+        # Enough that num_beams of them go on even where every beam proposes every token that ends a sequence.
+        self.candidates = max(2, 1 + len(plan.eos)) * self.beams
+        self.eos = torch.tensor(plan.eos, dtype=torch.int64, device=prompt.device)
+
+        inputs = prompt.shape[0] // self.beams
+        shape = (inputs, self.beams)
+        self._trails = prompt.new_empty(2, prompt.shape[0], 2, plan.max_length)
+        self._trails[:, :, 0, : self.length] = prompt
+        self._trails[:, :, 1, : self.length] = -1
+        self._spare = torch.empty_like(self._trails)
+        # All beams are alike at first: only one may count.
+        self._scores = prompt.new_full(shape, _NEVER, dtype=torch.float32)
+        self._scores[:, 0] = 0.0
+        self._ended_scores = prompt.new_full(shape, _NEVER, dtype=torch.float32)
+        self._open = prompt.new_ones((inputs, 1), dtype=torch.bool)
+        self._stuck = prompt.new_zeros((), dtype=torch.bool)
+        self._number(torch.arange(inputs, device=prompt.device), prompt.new_zeros(shape))
+
+        self._result = prompt.new_full((inputs, self.beams, 2, plan.max_length), plan.pad)
+        self._result[:, :, 1] = -1
+        self._result_scores = self._ended_scores.clone()
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """(B * K, length): the growing sequences."""
+        return self._trails[0, :, 0, : self.length]
+
+    def extend(self, log_probs: torch.Tensor, recorded: list[torch.Tensor] | None) -> torch.Tensor:
+        """Grow every sequence by a token and take in those that end, given the next token's scores (B * K, V).
+
+        Returns (B * K,) int64: the row that each row now continues.
+        """
+        inputs, vocabulary = self._scores.shape[0], log_probs.shape[1]
+        totals = log_probs.view(inputs, self.beams, vocabulary).add_(self._scores[:, :, None]).flatten(1)
+        if self.plan.config.do_sample:
+            chosen = torch.multinomial(totals.softmax(-1), self.candidates)
+            scores = totals.gather(1, chosen)
+        else:
+            scores, chosen = totals.topk(self.candidates)
+        beams, tokens = chosen // vocabulary, chosen % vocabulary
+        rows = self._first_row + beams
+        ends = self._that_end(rows, tokens, recorded)
+
+        scores_to_grow = scores + ends * _NEVER
+        growing = scores_to_grow.topk(self.beams).indices
+        self._scores = scores_to_grow.gather(1, growing)
+
+        # Only a candidate among the best may end: the others are there so that enough can go on.
+        may_end = ends & self._open
+        may_end[:, self.beams :] = False
+        if self.plan.config.early_stopping is True:
+            may_end &= ~self._full()
+        final = scores / (self.length + 1 - self.prompt_length) ** self.plan.config.length_penalty
+        final = torch.where(may_end, final, final + _NEVER)
+        self._ended_scores, ended = torch.cat((self._ended_scores, final), 1).topk(self.beams)
+
+        table = torch.cat((self._ended, torch.stack((rows, tokens, self._home_row + beams, may_end.long()))), 2)
+        picked = table.gather(2, torch.cat((growing + self.beams, ended), 1).expand(4, -1, -1))
+        self._ended[3] = picked[3, :, self.beams :]
+        # (4, B, 2K) to (4, 2, B * K), as the trails lie
+        picked = picked.unflatten(2, (2, self.beams)).transpose(1, 2).flatten(2)
+        source = self._trails.flatten(0, 1).narrow(2, 0, self.length)
+        target = self._spare.flatten(0, 1).narrow(2, 0, self.length)
+        torch.index_select(source, 0, picked[0].flatten(), out=target)
+        self._trails, self._spare = self._spare, self._trails
+        self._trails[..., self.length] = picked[1:3].permute(1, 2, 0)
+        self.length += 1
+        self._close()
+        return picked[0, 0]
+
+    def done(self) -> list[bool]:
+        """Which utterances' ended sequences are final."""
+        if self.length == self.plan.max_length:
+            return [True] * len(self._scores)
+        done = ~self._open | self._stuck
+        if self.plan.config.early_stopping is True:
+            done |= self._full()
+        return done.squeeze(1).tolist()
+
+    def keep(self, inputs: list[int]) -> None:
+        """Go on with these utterances only, in this order."""
+        self._store()
+        trails = self._trails.unflatten(1, (-1, self.beams))[:, inputs].flatten(1, 2)
+        self._trails, self._spare = trails, torch.empty_like(trails)
+        self._scores, self._ended_scores = self._scores[inputs], self._ended_scores[inputs]
+        self._open = self._open[inputs]
+        self._number(self._home[inputs], self._ended[3][inputs])
+
+    def result(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The best num_return_sequences R of all B utterances that there were.
+
+        Returns the sequences (B * R, length) int64, their scores (B * R,) float32, and the beam of each new token
+        (B * R, new tokens) int64, cut to the longest.
+        """
+        self._store()
+        best = self._result[:, : self.plan.config.num_return_sequences].flatten(0, 1)
+        scores = self._result_scores[:, : self.plan.config.num_return_sequences].flatten()
+        end = self.prompt_length + int((best[:, 1] != -1).sum(1).max())
+        return best[:, 0, :end], scores, best[:, 1, self.prompt_length : end]
+
+    def _that_end(
+        self, rows: torch.Tensor, tokens: torch.Tensor, recorded: list[torch.Tensor] | None
+    ) -> torch.Tensor:
+        """(B, candidates) bool: the candidates that are whole sequences."""
+        if self.length + 1 == self.plan.max_length:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        ends = (tokens[:, :, None] == self.eos).any(2)
+        if self.plan.criteria:
+            ids = self._trails[0, rows.flatten(), 0, : self.length + 1]
+            ids[:, self.length] = tokens.flatten()
+            ends |= any_met(self.plan.criteria, ids, recorded).view_as(ends)
+            self._stuck = ends.all()
+        return ends
+
+    def _close(self) -> None:
+        """Close the utterances for which no growing sequence is likely to beat an ended one."""
+        config = self.plan.config
+        length = self.length
+        if config.early_stopping == "never" and config.length_penalty > 0:
+            length = self.plan.max_length
+        best = self._scores[:, :1] / (length - self.prompt_length) ** config.length_penalty
+        worst = torch.where(self._ended[3].bool(), self._ended_scores.amin(1, keepdim=True), _NEVER)
+        self._open &= (best > worst).any(1, keepdim=True)
+
+    def _full(self) -> torch.Tensor:
+        return self._ended[3].bool().all(1, keepdim=True)
+
+    def _number(self, home: torch.Tensor, has_ended: torch.Tensor) -> None:
+        """Set what depends on which utterances are there: their place in the call, and of each row's in the batch.
+
+        `_ended` (4, B, K) is what a place among the ended sequences holds while it does not change: the trail, the
+        token and beam behind its end, and whether a sequence is there.
+        """
+        self._home = home
+        self._home_row = home[:, None] * self.beams
+        rows = torch.arange(has_ended.numel(), device=home.device).view_as(has_ended)
+        self._first_row = rows[:, :1]
+        self._ended = torch.stack(
+            (
+                has_ended.numel() + rows,
+                torch.full_like(rows, self.plan.pad),
+                torch.full_like(rows, -1),
+                has_ended,
+            )
+        )
+
+    def _store(self) -> None:
+        ended = self._trails[1, :, :, : self.length].unflatten(0, (-1, self.beams))
+        self._result[self._home, ..., : self.length] = ended
+        self._result_scores[self._home] = self._ended_scores
