@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fastspeech.kernels
-from fastspeech.kernels.tolerance import Tolerance
+from fastspeech.kernels.tolerance import RULE, Tolerance
 
 Kind = Literal["ordinary", "odd", "edge", "model"]
 
@@ -69,11 +69,16 @@ class OpSpec:
     padding: Callable[..., dict[str, Tensor]] = lambda **kwargs: {}
     batched: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = RULE
     stack: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_spec(name: str) -> OpSpec:
+    """The record of one op."""
+    return importlib.import_module(f"fastspeech.kernels.{name}.spec").SPEC
 
 
 def all_specs() -> list[OpSpec]:
     """The record of every op, by name."""
     rooms = [m.name for m in pkgutil.iter_modules(fastspeech.kernels.__path__) if m.ispkg]
-    return [importlib.import_module(f"fastspeech.kernels.{room}.spec").SPEC for room in sorted(rooms)]
+    return [load_spec(room) for room in sorted(rooms)]

@@ -26,6 +26,7 @@ class Tolerance:
             raise ValueError("a tolerance other than the rule needs its reason")
 
 
+RULE = Tolerance()
 EXACT = Tolerance(0.0, 0.0, "a pure move of data is exact")
 
 
@@ -41,7 +42,7 @@ class Verdict:
         return self.error <= self.allowed
 
 
-def judge(result: Tensor, plain: Tensor, oracle: Tensor, tolerance: Tolerance = Tolerance()) -> Verdict:
+def judge(result: Tensor, plain: Tensor, oracle: Tensor, tolerance: Tolerance = RULE) -> Verdict:
     """Compare `result` with the float64 `oracle`, given what the reference in the same dtype (`plain`) makes of it.
 
     A result that is not finite where the oracle is has infinite error.
