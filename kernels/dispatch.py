@@ -1,9 +1,9 @@
 """Which implementation serves a call of an op, and why the others do not.
 
 The choice is a pure function of the arguments' shapes, dtypes and device and of the backend in force, never of their
-values; an op's first argument is a tensor, and its device is the call's. The backend is `auto` (the fastest implementation that supports the call), or the name of one implementation,
-which then serves the call or raises. It comes from `FASTSPEECH_BACKEND` when the library is loaded and from
-`use_backend` afterwards.
+values; an op's first argument is a tensor, and its device is the call's. The backend is `auto` (the fastest
+implementation that supports the call), or the name of one implementation, which then serves the call or raises. It
+comes from `FASTSPEECH_BACKEND` when the library is loaded and from `use_backend` afterwards.
 """
 
 from __future__ import annotations
@@ -133,8 +133,9 @@ def choose(op: Op, args: tuple[Any, ...]) -> Callable[..., Any]:
         raise BackendError(f"{op.name} cannot be served by FASTSPEECH_BACKEND={_backend}: {reason}")
     if op.name not in _warned:
         _warned.add(op.name)
+        reason = "; ".join(refusals)
         warnings.warn(
-            f"fastspeech: {op.name} runs its PyTorch reference on {args[0].device}, correct but slower ({'; '.join(refusals)})",
+            f"fastspeech: {op.name} runs its PyTorch reference on {args[0].device}, correct but slower ({reason})",
             RuntimeWarning,
             stacklevel=2,
         )

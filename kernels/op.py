@@ -60,7 +60,9 @@ class Op:
 
     def _run(self, *args: Any) -> Any:
         serve = dispatch.choose(self, args)
-        result = serve(*args)
+        # Triton launches on the current device, which need not be the tensors'; on the CPU this does nothing.
+        with torch.cuda.device_of(args[0]):
+            result = serve(*args)
         if serve is not self.reference:
             return result
         # An op's outputs are contiguous and alias nothing, whatever views its reference returns.
@@ -87,7 +89,8 @@ class Op:
     def _run_backward(self, grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
         *args, needs = args_needs
         with torch.enable_grad():
-            args = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in zip(args, needs, strict=True)]
+            pairs = zip(args, needs, strict=True)
+            args = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in pairs]
             result = self.reference(*args)
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
         used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
@@ -98,7 +101,8 @@ class Op:
 
 def _fake_backward(grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
     *args, needs = args_needs
-    return [torch.empty_like(a, memory_format=torch.contiguous_format) for a, need in zip(args, needs, strict=True) if need]
+    wanted = [a for a, need in zip(args, needs, strict=True) if need]
+    return [torch.empty_like(a, memory_format=torch.contiguous_format) for a in wanted]
 
 
 def _owned(result: Tensor, args: tuple[Any, ...]) -> Tensor:
