@@ -37,14 +37,14 @@ def locate(
     Raises:
         CheckpointError: no such folder, or the hub does not give it.
     """
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"{folder} is a file; give the checkpoint's folder")
     name = os.fspath(name_or_path)
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the checkpoint's folder")
     if not isinstance(name_or_path, str) or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"there is no folder {name}, and it is not a hub id such as 'organisation/model'")
+        raise CheckpointError(f"there is no folder {name!r}, and it is not a hub id such as 'organisation/model'")
 
     from huggingface_hub import snapshot_download
 

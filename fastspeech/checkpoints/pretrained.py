@@ -113,7 +113,7 @@ class PretrainedModel(nn.Module):
         stored = open_weights(folder)
         chosen = choose_dtype(dtype if dtype is not None else torch_dtype, config, stored)
 
-        with torch.device("meta"):
+        with blaming(folder), torch.device("meta"):
             model = cls(config)
         fill(model, folder, stored, device, chosen)
         config.dtype = chosen
