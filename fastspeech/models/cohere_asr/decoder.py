@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """The parameters of one layer. `CohereAsrDecoder` runs them: each sublayer's end is joined to the next one's norm."""
+    """The parameters of one layer. `CohereAsrDecoder` runs them, each sublayer's end joined to the next one's norm."""
 
     def __init__(self, config: CohereAsrConfig) -> None:
         super().__init__()
