@@ -91,7 +91,8 @@ def _match(
             stacklevel=4,
         )
     elif missing:
-        raise CheckpointError(f"{folder} lacks {_listed(missing)}, which {what} needs")
+        instead = f", and holds {_listed(unexpected)} instead" if unexpected else ""
+        raise CheckpointError(f"{folder} lacks {_listed(missing)}, which {what} needs{instead}")
     if unexpected:
         raise CheckpointError(f"{folder} holds {_listed(unexpected)}, which {what} has no place for")
     for name, tensor in found.items():
@@ -115,14 +116,15 @@ def _placed(
     found: dict[str, StoredTensor] = {}
     unexpected = []
     for raw, tensor in stored.items():
-        key = model.key_map(raw)
+        of_base = raw.startswith(prefix)
+        key = model.key_map(raw.removeprefix(prefix))
         if key is None:
             continue
-        names = (key, prefix + key, key.removeprefix(prefix))
+        names = (prefix + key, key) if of_base else (key, prefix + key)
         name = next((name for name in names if name in wanted), None)
         if name is not None:
             found[name] = tensor
-        elif (key.startswith(prefix) or not bare) and derived.isdisjoint(names):
+        elif (of_base or not bare) and derived.isdisjoint(names):
             unexpected.append(raw)
     return found, unexpected
 

@@ -50,9 +50,10 @@ class PretrainedModel(nn.Module):
 
     @staticmethod
     def key_map(name: str) -> str | None:
-        """The model's name (prefix included) for a tensor that a checkpoint calls `name`, or None to ignore it.
+        """The model's name for a tensor that a checkpoint calls `name`, or None to ignore it; both names without the
+        base prefix.
 
-        A model with a released layout of its own overrides this; its own names map to themselves.
+        A model that was released under other names overrides this. Its own names map to themselves.
         """
         return name
 

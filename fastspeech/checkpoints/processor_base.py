@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from fastspeech.checkpoints.feature_base import FEATURES_FILE, PROCESSOR_FILE, FeatureExtractor
-from fastspeech.checkpoints.files import locate, write_json
+from fastspeech.checkpoints.files import write_json
 from fastspeech.checkpoints.tokenizer import Tokenizer
 
 
@@ -33,16 +33,22 @@ class ProcessorMixin:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        **overrides: Any,
     ) -> Self:
-        """The processor of a folder or hub id, as transformers 4 or 5 saved it.
+        """The processor of a folder or hub id, as transformers 4 or 5 saved it; `overrides` replace settings of the
+        feature extractor.
 
         Raises:
             CheckpointError: the extractor's settings or the tokenizer are not there or not readable.
         """
-        folder = locate(
-            name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
-        )
-        return cls(cls.feature_extractor_class.from_folder(folder), cls.tokenizer_class.from_pretrained(folder))
+        where: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
+        extractor = cls.feature_extractor_class.from_pretrained(name_or_path, **where, **overrides)
+        return cls(extractor, cls.tokenizer_class.from_pretrained(name_or_path, **where))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the extractor's and the tokenizer's files into `folder`, in the form transformers 4 and 5 both read."""
