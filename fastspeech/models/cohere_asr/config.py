@@ -3,7 +3,7 @@
 from typing import Any, Self
 
 from fastspeech.checkpoints.config import PretrainedConfig
-from fastspeech.models.cohere_asr.keys import is_original_config, translate_config
+from fastspeech.models.cohere_asr.keys import is_released_config, translate_config
 
 
 class ParakeetEncoderConfig(PretrainedConfig):
@@ -148,4 +148,4 @@ class CohereAsrConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
         """The configuration of a config.json's content, in transformers' layout or the released one."""
-        return super().from_dict(translate_config(values) if is_original_config(values) else values, **overrides)
+        return super().from_dict(translate_config(values) if is_released_config(values) else values, **overrides)

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,11 @@ from fastspeech.audio.check import check_samples, check_sampling_rate
 from fastspeech.audio.mel import slaney_mel_filters
 from fastspeech.audio.split import split_at_quiet
 from fastspeech.checkpoints import BatchFeature, FeatureExtractor
+from fastspeech.checkpoints.files import locate
+from fastspeech.checkpoints.weights import open_weights
+from fastspeech.errors import CheckpointError
 from fastspeech.kernels import cmvn, log_mel
+from fastspeech.models.cohere_asr.keys import MEL_FILTERS
 
 LOG_GUARD = 2.0**-24
 """Added to an energy before its logarithm."""
@@ -154,6 +159,9 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         Raises:
             CheckpointError: no readable settings, or no bank where it is asked for.
         """
+        if kwargs.get("mel_filters") == "checkpoint":
+            source = {name: kwargs[name] for name in _SOURCE_ARGUMENTS if name in kwargs}
+            kwargs["mel_filters"] = _stored_bank(locate(name_or_path, weights=True, **source))
         return super().from_pretrained(name_or_path, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,7 +173,7 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         if isinstance(mel_filters, str):
             if mel_filters != "slaney":
                 raise ValueError(
-                    f"mel_filters must be 'slaney' or a bank, and in from_pretrained also 'checkpoint'; got {mel_filters!r}"
+                    f"mel_filters must be 'slaney' or a bank, or 'checkpoint' in from_pretrained; got {mel_filters!r}"
                 )
             return slaney_mel_filters(self.feature_size, self.n_fft, self.sampling_rate)
         bank = torch.as_tensor(mel_filters, dtype=torch.float32)
@@ -219,6 +227,16 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         valid = lengths // self.hop_length
         mask = torch.arange(energies.shape[1], device=device) < valid[:, None]
         return cmvn(energies, valid, 1, EPSILON, 0.0), mask
+
+
+_SOURCE_ARGUMENTS = ("revision", "cache_dir", "local_files_only", "token")
+
+
+def _stored_bank(folder: Path) -> Tensor:
+    stored = open_weights(folder).get(MEL_FILTERS)
+    if stored is None:
+        raise CheckpointError(f"{folder} holds no {MEL_FILTERS}; use mel_filters='slaney'")
+    return stored.read().float()[0]
 
 
 def as_clips(audio: Audio) -> Sequence[Any]:

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastspeech.checkpoints import PretrainedModel
-from fastspeech.generation.cache import DecoderCache
+from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
 from fastspeech.models.cohere_asr.config import CohereAsrConfig
 from fastspeech.models.cohere_asr.decoder import CohereAsrDecoder, Record
 from fastspeech.models.cohere_asr.encoder import ParakeetEncoder
+from fastspeech.models.cohere_asr.keys import model_key
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 
@@ -19,6 +20,7 @@ class CohereAsrPreTrainedModel(PretrainedModel):
 
     config_class = CohereAsrConfig
     config: CohereAsrConfig
+    key_map = staticmethod(model_key)
 
 
 class CohereAsrModel(CohereAsrPreTrainedModel):
@@ -148,9 +150,11 @@ def valid_lengths(encoded: BaseModelOutput) -> Tensor | None:
     return mask.sum(-1)
 
 
-class CohereAsrForConditionalGeneration(CohereAsrPreTrainedModel):
+class CohereAsrForConditionalGeneration(GenerationMixin, CohereAsrPreTrainedModel):
     """The model with its language-modelling head: audio to text."""
 
+    generation_config_class = GenerationConfig
+    ignored_inputs = ("audio_chunk_index",)
     tied_keys: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
 
     def __init__(self, config: CohereAsrConfig) -> None:
@@ -158,6 +162,11 @@ class CohereAsrForConditionalGeneration(CohereAsrPreTrainedModel):
         self.model = CohereAsrModel(config)
         self.proj_out = nn.Linear(config.hidden_size, config.vocab_size)
         self.tie_weights()
+
+    @property
+    def decoder_positions(self) -> int:
+        """The longest sequence the decoder has positions for."""
+        return self.config.max_position_embeddings
 
     def get_encoder(self) -> ParakeetEncoder:
         return self.model.encoder
