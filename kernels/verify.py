@@ -1,0 +1,285 @@
+"""What every implementation of every op is held to, from the op's record alone.
+
+    [TRITON_INTERPRET=1] python -m fastspeech.kernels.verify [--backend triton] [--op NAME] [--check NAME]
+        [--case NAME] [--dtype NAME] [--device cuda] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from fastspeech.kernels import dispatch, guard
+from fastspeech.kernels.op import OPS
+from fastspeech.kernels.spec import Case, OpSpec, all_specs, load_spec
+from fastspeech.kernels.tolerance import judge
+
+Inputs = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One case of an op, in a dtype, served by a backend on a device."""
+
+    spec: OpSpec
+    case: Case
+    dtype: torch.dtype
+    backend: str
+    device: str = "cpu"
+
+    def inputs(self) -> Inputs:
+        """The case's inputs, the same at every call."""
+        made = self.spec.inputs(self.dtype, torch.Generator().manual_seed(0), **self.case.shape)
+        return {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in made.items()}
+
+    def run(self, inputs: Mapping[str, Any], backend: str | None = None) -> tuple[Tensor, ...]:
+        """The outputs of a call, by the subject's backend where no other is named."""
+        with dispatch.use_backend(backend or self.backend):
+            result = self.spec.call(**inputs)
+        return (result,) if isinstance(result, Tensor) else tuple(result)
+
+    @functools.cached_property
+    def clean(self) -> tuple[Tensor, ...]:
+        """What a plain call gives, where the op specifies it."""
+        inputs = self.inputs()
+        return self.specified(self.run(inputs), inputs)
+
+    def specified(self, outputs: tuple[Tensor, ...], inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The outputs with 0 in place of elements that the op leaves unspecified."""
+        hidden = self.padding(inputs)
+        masks = [hidden.get(f"output.{index}", hidden.get("output")) for index in range(len(outputs))]
+        return tuple(o if m is None else o.masked_fill(m, 0) for o, m in zip(outputs, masks, strict=True))
+
+    def padding(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The record's masks of what must not matter, on the subject's device."""
+        on_cpu = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+        return {name: mask.to(self.device) for name, mask in self.spec.padding(**on_cpu).items()}
+
+    def judge(self, outputs: tuple[Tensor, ...], inputs: Mapping[str, Any], rows: slice = slice(None)) -> None:
+        """Hold outputs (of those rows of the batch) to the float64 oracle of a call with `inputs`."""
+        exact = {n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()}
+        oracles = self.specified(self.run(exact, "reference"), inputs)
+        plains = self.specified(self.run(inputs, "reference"), inputs)
+        assert len(outputs) == len(oracles), f"{len(outputs)} outputs where the reference gives {len(oracles)}"
+        for index, (got, plain, oracle) in enumerate(zip(outputs, plains, oracles, strict=True)):
+            assert got.dtype == plain.dtype, f"output {index} is {got.dtype}, the reference's {plain.dtype}"
+            assert oracle.isfinite().all(), f"the oracle of output {index} is not finite"
+            verdict = judge(got, plain[rows], oracle[rows], self.spec.tolerance)
+            assert verdict.ok, f"output {index} errs by {verdict.error:.3g}, allowed {verdict.allowed:.3g}"
+
+
+def _floats(inputs: Inputs) -> dict[str, Tensor]:
+    return {name: v for name, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...], what: str) -> None:
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert torch.equal(a, b), f"output {index} {what} (by up to {(a.double() - b.double()).abs().max():.3g})"
+
+
+def parity(subject: Subject) -> None:
+    """The outputs are right, finite, contiguous, and alias neither input nor each other."""
+    inputs = subject.inputs()
+    outputs = subject.run(inputs)
+    subject.judge(subject.specified(outputs, inputs), inputs)
+    taken = {v.untyped_storage().data_ptr() for v in inputs.values() if isinstance(v, Tensor)}
+    for index, output in enumerate(outputs):
+        assert output.is_contiguous(), f"output {index} is not contiguous"
+        storage = output.untyped_storage().data_ptr()
+        assert storage not in taken, f"output {index} shares memory with an input or another output"
+        taken.add(storage)
+
+
+def layouts(subject: Subject) -> None:
+    """Any strides and offsets will do; neighbouring arguments differ in theirs, lest one be read by another's."""
+    inputs = subject.inputs()
+    tensors = [name for name, v in inputs.items() if isinstance(v, Tensor)]
+    views = (guard.strided, guard.transposed, Tensor.contiguous)
+    for first in range(len(views)):
+        chosen = {name: views[(first + index) % len(views)] for index, name in enumerate(tensors)}
+        outputs = subject.run({**inputs, **{name: view(inputs[name]) for name, view in chosen.items()}})
+        try:
+            subject.judge(subject.specified(outputs, inputs), inputs)
+        except AssertionError as error:
+            used = ", ".join(f"{view.__name__} {name}" for name, view in chosen.items())
+            raise AssertionError(f"{used}: {error}") from None
+
+
+def bounds(subject: Subject) -> None:
+    """Nothing is written beyond the allocations, all of the output is written, nothing read beyond the inputs."""
+    inputs = subject.inputs()
+    banded = {n: guard.Banded.copy(v) for n, v in inputs.items() if isinstance(v, Tensor) and v.numel()}
+    implementation = next(i for i in OPS[subject.spec.name].implementations if i.name == subject.backend)
+    module = implementation.load()
+    allocations = guard.Allocations()
+
+    def launch(*args: Any, launch: Callable[..., Any] = module.launch) -> Any:
+        with allocations:
+            return launch(*args)
+
+    with mock.patch.object(module, "launch", launch):
+        outputs = subject.run({**inputs, **{name: b.tensor for name, b in banded.items()}})
+    assert allocations.made, "the launcher allocated nothing: its outputs are not guarded"
+    for name, b in banded.items():
+        assert b.intact(), f"something was written around {name}"
+    for index, b in enumerate(allocations.made):
+        assert b.intact(), f"something was written around allocation {index}, {tuple(b.tensor.shape)}"
+    wrong = "depends on what lies around the inputs, or is not all written"
+    _same(subject.specified(outputs, inputs), subject.clean, wrong)
+
+
+def padding(subject: Subject) -> None:
+    """What lies behind a row's length changes no bit of what is specified, be it NaN."""
+    inputs = subject.inputs()
+    masks = subject.padding(inputs)
+    poisoned = {name: v.masked_fill(masks[name], float("nan")) for name, v in _floats(inputs).items() if name in masks}
+    outputs = subject.specified(subject.run({**inputs, **poisoned}), inputs)
+    _same(outputs, subject.clean, "depends on the padding")
+
+
+def rows(subject: Subject) -> None:
+    """A row alone is right, and in its batch it is bit for bit the same whatever its neighbours hold, be it NaN."""
+    inputs = subject.inputs()
+    batched = {name: v for name, v in inputs.items() if name in subject.spec.batched and v is not None}
+    for row in range(len(next(iter(batched.values())))):
+        mine = {**inputs, **{name: v[row : row + 1] for name, v in batched.items()}}
+        subject.judge(subject.specified(subject.run(mine), mine), inputs, slice(row, row + 1))
+        loud = {name: torch.full_like(v, float("nan")) for name, v in _floats(batched).items()}
+        for name, v in loud.items():
+            v[row] = inputs[name][row]
+        beside = subject.specified(subject.run({**inputs, **loud}), inputs)
+        _same(tuple(o[row] for o in beside), tuple(o[row] for o in subject.clean), f"row {row} depends on another row")
+
+
+def operands(subject: Subject) -> None:
+    """Every tensor and every float argument changes the result, and the changed result is right."""
+    inputs = subject.inputs()
+    generator = torch.Generator().manual_seed(1)
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            # Elementwise and positive: a common factor or offset may rightly cancel, a sign may not be allowed.
+            factor = 0.5 + torch.rand(value.shape, generator=generator, dtype=torch.float64)
+            changed = {**inputs, name: value * factor.to(value)}
+        elif isinstance(value, Tensor):
+            changed = {**inputs, name: (value - 1).clamp(min=0)}
+        elif isinstance(value, float):
+            changed = {**inputs, name: 2 * value + 1000}
+        else:
+            continue
+        after = subject.specified(subject.run(changed), changed)
+        assert any(not torch.equal(a, b) for a, b in zip(subject.clean, after, strict=True)), f"{name} has no effect"
+        if isinstance(value, Tensor):
+            subject.judge(after, changed)
+
+
+def repeats(subject: Subject) -> None:
+    """Calls on the same inputs give the same bits, and leave the inputs as they are."""
+    inputs = subject.inputs()
+    for _ in range(5 if subject.device == "cuda" else 1):
+        _same(subject.specified(subject.run(inputs), inputs), subject.clean, "differs from one call to the next")
+    for name, v in subject.inputs().items():
+        assert not isinstance(v, Tensor) or torch.equal(inputs[name], v), f"{name} was changed"
+
+
+def graph(subject: Subject) -> None:
+    """A CUDA graph captures the call, and its replay with other inputs in the same memory gives their result."""
+    inputs = subject.inputs()
+    subject.run(inputs)
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        outputs = subject.run(inputs)
+    for v in _floats(inputs).values():
+        v.mul_(0.5)
+    captured.replay()
+    torch.cuda.synchronize()
+    outputs, plain = (subject.specified(o, inputs) for o in (outputs, subject.run(inputs)))
+    _same(outputs, plain, "of the replayed graph differs from a plain call's")
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    check.__name__: check for check in (parity, layouts, bounds, padding, rows, operands, repeats, graph)
+}
+
+
+def plan(spec: OpSpec, backend: str, device: str = "cpu") -> Iterator[tuple[str, Subject]]:
+    """The checks that an op is put to: parity in every dtype, the others in the first that its kernels claim.
+
+    The cases of released models take a GPU. On the CPU the reference is its own measure, and allocates as it likes.
+    """
+    for case in spec.cases:
+        if case.kind == "model" and device == "cpu":
+            continue
+        for dtype in spec.dtypes:
+            subject = Subject(spec, case, dtype, backend, device)
+            yield "parity", subject
+            if dtype == spec.dtypes[0]:
+                yield from ((check, subject) for check in _applicable(subject))
+
+
+def _applicable(subject: Subject) -> list[str]:
+    inputs = dataclasses.replace(subject, device="cpu").inputs()
+    checks = ["layouts", "repeats"]
+    if subject.backend != "reference":
+        checks.append("bounds")
+    if any(mask.any() for name, mask in subject.spec.padding(**inputs).items() if not name.startswith("output")):
+        checks.append("padding")
+    if subject.spec.batched and inputs[subject.spec.batched[0]].shape[0] > 1:
+        checks.append("rows")
+    if subject.case.kind == "ordinary":
+        checks.append("operands")
+    if subject.device == "cuda":
+        checks.append("graph")
+    return checks
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit status 1 where a check failed."""
+    parser = argparse.ArgumentParser(prog="python -m fastspeech.kernels.verify", description="Check kernels.")
+    parser.add_argument("--backend", choices=("reference", "triton", "cuda"), default="triton")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--op", help="one op; all where not given")
+    parser.add_argument("--check", choices=CHECKS, help="one check; all that apply where not given")
+    parser.add_argument("--case", help="one case by name; all where not given")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; all that the op claims where not given")
+    parser.add_argument("--json", action="store_true", help="one JSON record a line")
+    options = parser.parse_args(arguments)
+    if dispatch.interpreting():
+        from fastspeech.kernels import interpreter
+
+        interpreter.correct()
+    failed = False
+    for spec in all_specs() if options.op is None else [load_spec(options.op)]:
+        for check, subject in plan(spec, options.backend, options.device):
+            dtype = str(subject.dtype).removeprefix("torch.")
+            where = {"op": spec.name, "check": check, "case": subject.case.name, "dtype": dtype}
+            if any(getattr(options, key) not in (None, value) for key, value in where.items()):
+                continue
+            began, fault = time.perf_counter(), ""
+            try:
+                CHECKS[check](subject)
+            except Exception as error:
+                failed, fault = True, f"{type(error).__name__}: {error}"
+                if not isinstance(error, AssertionError):
+                    fault += "\n" + traceback.format_exc()
+            seconds = round(time.perf_counter() - began, 3)
+            if options.json:
+                print(json.dumps({**where, "seconds": seconds, "fault": fault}), flush=True)
+            else:
+                print(f"{'FAIL' if fault else 'ok':4} {seconds:7.2f}s", *where.values(), fault, sep="  ", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
