@@ -7,7 +7,7 @@ import numpy as np
 from av.container import InputContainer
 from numpy.typing import NDArray
 
-from fastspeech.audio.intact import stated_slack, truncation
+from fastspeech.audio.intact import damage, stated_slack
 from fastspeech.audio.source import Source, open_source, source_name
 from fastspeech.errors import AudioError
 
@@ -42,7 +42,8 @@ def load_audio(
     with open_source(audio, timeout) as file:
         try:
             # Nothing but `file` may be opened: a playlist or reference in it could name any file or address.
-            with av.open(file, "r", options={"protocol_whitelist": "none"}) as container:
+            options = {"protocol_whitelist": "none"}
+            with av.open(file, "r", options=options, metadata_errors="replace") as container:
                 samples = _decode(container, file, name, sampling_rate, max_duration_s)
         except av.FFmpegError as error:
             raise AudioError(f"{name}: not a media file that can be read ({error.strerror})") from error
@@ -51,45 +52,56 @@ def load_audio(
     return samples
 
 
+def resample(samples: NDArray[np.float32], rate: int, sampling_rate: int) -> NDArray[np.float32]:
+    """Mono float32 samples (n,) at `rate` Hz as ceil(n * sampling_rate / rate) samples at `sampling_rate` Hz."""
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="fltp", layout="mono")
+    frame.sample_rate = rate
+    mixer = _Mixer(sampling_rate)
+    mixer.add(frame)
+    return mixer.finish()
+
+
 def _decode(
     container: InputContainer, file: BinaryIO, name: str, sampling_rate: int, max_duration_s: float
 ) -> NDArray[np.float32]:
     if not container.streams.audio:
-        kinds = sorted({stream.type for stream in container.streams})
-        raise AudioError(f"{name}: no audio stream (only {', '.join(kinds) or 'nothing'})")
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise AudioError(f"{name}: no audio stream (ffmpeg takes it for {container.format.name} with {kinds} in it)")
     stream = container.streams.audio[0]
     position = file.tell()
-    fault = truncation(file, container.format.name)
+    fault = damage(file, container.format.name)
     slack = stated_slack(file, container.format.name)
     file.seek(position)
     if fault is not None:
-        raise AudioError(f"{name}: truncated: {fault}")
+        raise AudioError(f"{name}: {fault}")
     stated = _stated_duration(container) if slack is not None else None
+    least = None if stated is None or slack is None else stated - slack
     if stated is not None and stated > max_duration_s:
         raise _too_long(name, max_duration_s)
 
     mixer = _Mixer(sampling_rate)
     seconds = 0.0
-    expected: float | None = None
     try:
         for packet in container.demux(stream):
             # An open-ended WAV's last packet is always marked: its length was never known.
             if packet.is_corrupt and container.format.name != "wav":
                 raise AudioError(f"{name}: corrupt: a damaged packet after {seconds:.2f} s")
-            for frame in packet.decode():
-                # A damaged Ogg page is dropped without an error, and shows only as a leap in time.
-                if container.format.name == "ogg" and frame.time is not None:
-                    hole = 0.0 if expected is None else frame.time - expected
-                    if hole > 0.1:
-                        raise AudioError(f"{name}: corrupt: {hole:.2f} s missing after {seconds:.2f} s")
-                    expected = frame.time + frame.samples / frame.sample_rate
+            try:
+                frames = packet.decode()
+            except av.InvalidDataError:
+                # No sound is lost with foreign data behind what the header promised, nor with the tag of a second MP3
+                # that was appended to a first.
+                if bytes(packet)[:3] != b"ID3" and (least is None or seconds < least):
+                    raise
+                continue
+            for frame in frames:
                 seconds += frame.samples / frame.sample_rate
                 if seconds > max_duration_s:
                     raise _too_long(name, max_duration_s)
                 mixer.add(frame)
     except av.FFmpegError as error:
         raise AudioError(f"{name}: corrupt: decoding failed after {seconds:.2f} s ({error.strerror})") from error
-    if stated is not None and slack is not None and seconds < stated - slack:
+    if stated is not None and least is not None and seconds < least:
         raise AudioError(f"{name}: truncated or corrupt: {seconds:.2f} s of {stated:.2f} s could be decoded")
     return mixer.finish()
 
