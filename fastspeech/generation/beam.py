@@ -179,15 +179,13 @@ class _Beams:
         self, rows: torch.Tensor, tokens: torch.Tensor, recorded: list[torch.Tensor] | None
     ) -> torch.Tensor:
         """(B, candidates) bool: the candidates that are whole sequences."""
-        if self.length + 1 == self.plan.max_length:
-            return torch.ones_like(tokens, dtype=torch.bool)
         ends = (tokens[:, :, None] == self.eos).any(2)
         if self.plan.criteria:
             ids = self._trails[0, rows.flatten(), 0, : self.length + 1]
             ids[:, self.length] = tokens.flatten()
             ends |= any_met(self.plan.criteria, ids, recorded).view_as(ends)
             self._stuck = ends.all()
-        return ends
+        return ends if self.length + 1 < self.plan.max_length else torch.ones_like(ends)
 
     def _close(self) -> None:
         """Close the utterances for which no growing sequence is likely to beat an ended one."""
