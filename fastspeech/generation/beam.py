@@ -45,7 +45,7 @@ def beam_search(
         if all(done):
             break
         cache.reorder(rows)
-        if plan.rows_may_leave and not plan.config.do_sample and any(done):
+        if plan.rows_may_leave and not plan.do_sample and any(done):
             ended = done.count(True)
             if leaving_pays(ended, len(done) - ended):
                 inputs = close_gaps([not d for d in done])
@@ -73,7 +73,7 @@ class _Beams:
 
     def __init__(self, prompt: torch.Tensor, plan: Plan) -> None:
         self.plan = plan
-        self.beams = plan.config.num_beams or 1
+        self.beams = plan.beams
         self.prompt_length = self.length = prompt.shape[1]
         # Enough that num_beams of them go on even where every beam proposes every token that ends a sequence.
         self.candidates = max(2, 1 + len(plan.eos)) * self.beams
@@ -109,7 +109,7 @@ class _Beams:
         """
         inputs, vocabulary = self._scores.shape[0], log_probs.shape[1]
         totals = log_probs.view(inputs, self.beams, vocabulary).add_(self._scores[:, :, None]).flatten(1)
-        if self.plan.config.do_sample:
+        if self.plan.do_sample:
             chosen = torch.multinomial(totals.softmax(-1), self.candidates)
             scores = totals.gather(1, chosen)
         else:
@@ -125,9 +125,9 @@ class _Beams:
         # Only a candidate among the best may end: the others are there so that enough can go on.
         may_end = ends & self._open
         may_end[:, self.beams :] = False
-        if self.plan.config.early_stopping is True:
+        if self.plan.early_stopping is True:
             may_end &= ~self._full()
-        final = scores / (self.length + 1 - self.prompt_length) ** self.plan.config.length_penalty
+        final = scores / (self.length + 1 - self.prompt_length) ** self.plan.length_penalty
         final = torch.where(may_end, final, final + _NEVER)
         self._ended_scores, ended = torch.cat((self._ended_scores, final), 1).topk(self.beams)
 
@@ -150,7 +150,7 @@ class _Beams:
         if self.length == self.plan.max_length:
             return [True] * len(self._scores)
         done = ~self._open | self._stuck
-        if self.plan.config.early_stopping is True:
+        if self.plan.early_stopping is True:
             done |= self._full()
         return done.squeeze(1).tolist()
 
@@ -170,8 +170,8 @@ class _Beams:
         (B * R, new tokens) int64, cut to the longest.
         """
         self._store()
-        best = self._result[:, : self.plan.config.num_return_sequences].flatten(0, 1)
-        scores = self._result_scores[:, : self.plan.config.num_return_sequences].flatten()
+        best = self._result[:, : self.plan.returned].flatten(0, 1)
+        scores = self._result_scores[:, : self.plan.returned].flatten()
         end = self.prompt_length + int((best[:, 1] != -1).sum(1).max())
         return best[:, 0, :end], scores, best[:, 1, self.prompt_length : end]
 
@@ -189,11 +189,9 @@ class _Beams:
 
     def _close(self) -> None:
         """Close the utterances for which no growing sequence is likely to beat an ended one."""
-        config = self.plan.config
-        length = self.length
-        if config.early_stopping == "never" and config.length_penalty > 0:
-            length = self.plan.max_length
-        best = self._scores[:, :1] / (length - self.prompt_length) ** config.length_penalty
+        longest = self.plan.early_stopping == "never" and self.plan.length_penalty > 0
+        length = self.plan.max_length if longest else self.length
+        best = self._scores[:, :1] / (length - self.prompt_length) ** self.plan.length_penalty
         worst = torch.where(self._ended[3].bool(), self._ended_scores.amin(1, keepdim=True), _NEVER)
         self._open &= (best > worst).any(1, keepdim=True)
 

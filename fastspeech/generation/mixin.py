@@ -84,13 +84,13 @@ class GenerationMixin:
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             streamer=streamer,
         )
-        rows = max(plan.config.num_beams, plan.config.num_return_sequences)
+        rows = max(plan.beams, plan.returned)
         model = cast(StepModel, self)
         # The last token is never read.
         cache = model.start_decoding(model_inputs, rows, plan.max_length - 1)
-        search = beam_search if plan.config.num_beams > 1 else sample
+        search = beam_search if plan.beams > 1 else sample
         output = search(model, cache, prompt.repeat_interleave(rows, 0), plan)
-        return output if plan.config.return_dict_in_generate else output.sequences
+        return output if plan.as_record else output.sequences
 
     def _model_inputs(self, inputs: torch.Tensor | None, given: dict[str, Any]) -> dict[str, Any]:
         """The inputs of the model by name, the main one among them."""

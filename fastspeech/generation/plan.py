@@ -30,24 +30,32 @@ class Plan:
     """What the decoding loops go by.
 
     Attributes:
-        config: all parameters, defaults filled in.
         max_length: longest sequence, prompt included.
+        beams: sequences that are followed of each utterance; 1 is no beam search.
+        returned: sequences that are returned of each utterance.
+        do_sample, early_stopping, length_penalty: as in `GenerationConfig`.
         eos: the tokens that end a sequence.
         pad: what follows behind the end.
         rules: on the scores, in the order they apply.
         criteria: that end sequences besides eos and max_length.
-        record_scores, record_logits: whether each step's are returned.
+        as_record: whether a record is returned, not the sequences alone.
+        record_scores, record_logits: whether each step's are in it.
         rows_may_leave: whether ended sequences may leave the batch; not where the caller's functions or records
             know rows by their place.
     """
 
-    config: GenerationConfig
     max_length: int
+    beams: int
+    returned: int
+    do_sample: bool
+    early_stopping: bool | str
+    length_penalty: float
     eos: tuple[int, ...]
     pad: int
     rules: list[LogitsRule]
     criteria: list[StoppingCriterion]
     streamer: Streamer | None
+    as_record: bool
     record_scores: bool
     record_logits: bool
     rows_may_leave: bool
@@ -80,7 +88,8 @@ def make_plan(
             raise ValueError(f"generate does not implement {name} (={getattr(config, name)!r})")
     max_length = _max_length(config, prompt_length, positions)
     config = config.filled_from(GenerationConfig(**GenerationConfig.DEFAULTS))
-    if streamer is not None and config.num_beams > 1:
+    beams = config.num_beams or 1
+    if streamer is not None and beams > 1:
         raise ValueError("a streamer needs num_beams=1: a beam search knows its tokens only at the end")
     eos = () if config.eos_token_id is None else tuple(as_list(config.eos_token_id))
     rules = logits_rules(
@@ -92,22 +101,28 @@ def make_plan(
         allowed_tokens=prefix_allowed_tokens_fn,
         user_rules=logits_processor or (),
     )
-    recorded = bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
-    called_back = any((logits_processor, stopping_criteria, prefix_allowed_tokens_fn, streamer))
     criteria = list(stopping_criteria or ())
     if config.max_time is not None:
         criteria.append(time_limit(config.max_time))
+    as_record = bool(config.return_dict_in_generate)
+    record_scores, record_logits = as_record and bool(config.output_scores), as_record and bool(config.output_logits)
+    called_back = logits_processor or stopping_criteria or prefix_allowed_tokens_fn or streamer
     return Plan(
-        config=config,
         max_length=max_length,
+        beams=beams,
+        returned=config.num_return_sequences or 1,
+        do_sample=bool(config.do_sample),
+        early_stopping=config.early_stopping or False,
+        length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
         eos=eos,
         pad=config.pad_token_id if config.pad_token_id is not None else (eos or (0,))[0],
         rules=rules,
         criteria=criteria,
         streamer=streamer,
-        record_scores=bool(config.return_dict_in_generate and config.output_scores),
-        record_logits=bool(config.return_dict_in_generate and config.output_logits),
-        rows_may_leave=not (recorded or called_back),
+        as_record=as_record,
+        record_scores=record_scores,
+        record_logits=record_logits,
+        rows_may_leave=not (called_back or record_scores or record_logits),
     )
 
 

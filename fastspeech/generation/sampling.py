@@ -29,7 +29,7 @@ def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Pl
     ended: torch.Tensor | None = None
     scores: list[torch.Tensor] | None = [] if plan.record_scores else None
     logits: list[torch.Tensor] | None = [] if plan.record_logits else None
-    draw = _Draw(rows) if plan.config.do_sample else None
+    draw = _Draw(rows) if plan.do_sample else None
     untouched = draw is None and not plan.rules and scores is None and logits is None
     if plan.streamer is not None:
         plan.streamer.put(prompt.cpu())
