@@ -1,0 +1,81 @@
+"""Recordings in, trimmed clips out: reading the manifest, finding the word in a clip, keeping whole speakers apart."""
+
+import csv
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastspeech import load_audio
+
+RATE = 16000
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", *DIGITS)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording: mono float32 samples at 16 kHz, the words in it, and where the speech lies."""
+
+    samples: np.ndarray
+    words: tuple[str, ...]
+    speaker: str
+    start: int
+    stop: int
+    narrow: bool = False  # recorded at 8 kHz: nothing above 4 kHz
+
+
+def speech_bounds(samples: np.ndarray) -> tuple[int, int]:
+    """First and one-past-last sample of the part that is louder than the background, found on 20 ms frames every 10 ms."""
+    frame, hop = 320, 160
+    if len(samples) < 3 * frame:
+        return 0, len(samples)
+    power = np.convolve(samples.astype(np.float64) ** 2, np.full(frame, 1 / frame), "valid")[::hop]
+    level = np.sqrt(np.maximum(power, 0))
+    threshold = max(0.04 * level.max(), min(2.5 * float(np.quantile(level, 0.1)), 0.1 * level.max()))
+    loud = np.flatnonzero(level > threshold)
+    return int(loud[0] * hop), int(min(len(samples), loud[-1] * hop + frame))
+
+
+def make_clip(samples: np.ndarray, words: tuple[str, ...], speaker: str, narrow: bool = False) -> Clip:
+    """A clip scaled to a root mean square of 0.1 over its speech, so that mixing need not care how it was recorded."""
+    start, stop = speech_bounds(samples)
+    rms = float(np.sqrt(np.mean(samples[start:stop] ** 2)))
+    return Clip((samples * (0.1 / max(rms, 1e-4))).astype(np.float32), words, speaker, start, stop, narrow)
+
+
+def read_clips(folder: Path) -> list[Clip]:
+    """Every recording that `folder`/manifest.csv names."""
+    with open(folder / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        make_clip(load_audio(folder / row["path"]), (row["word"],), row["speaker"], int(row["sample_rate"]) < RATE)
+        for row in rows
+    ]
+
+
+def read_noise(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Background recordings without speech: those to train on, and every fourth, kept out to measure on."""
+    sounds = [load_audio(path) for path in sorted((folder / "_background_").glob("*.flac"))]
+    return [s for i, s in enumerate(sounds) if i % 4], sounds[::4]
+
+
+def split_speakers(clips: list[Clip], seed: int = 0) -> tuple[list[Clip], list[Clip]]:
+    """(to train on, kept out to measure on), no speaker in both.
+
+    Kept out: of the speakers with at least four clips, 6 who say both digits and commands, 28 of the others, and 1 of those
+    recorded at 8 kHz, drawn with `seed`.
+    """
+    by_speaker: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        by_speaker[clip.speaker].append(clip)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for speaker, own in sorted(by_speaker.items()):
+        if len(own) >= 4:
+            kind = "narrow" if own[0].narrow else "mixed" if any(c.words[0] in DIGITS for c in own) else "commands"
+            groups[kind].append(speaker)
+    draw = random.Random(seed)
+    kept = {s for kind, count in (("mixed", 6), ("commands", 28), ("narrow", 1)) for s in draw.sample(groups[kind], count)}
+    return [c for c in clips if c.speaker not in kept], [c for c in clips if c.speaker in kept]
