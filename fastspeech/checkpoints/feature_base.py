@@ -89,6 +89,15 @@ class FeatureExtractor:
             if name not in ("processor_class", "feature_extractor_type"):
                 setattr(self, name, value)
 
+    @property
+    def minimum_samples(self) -> int:
+        """The fewest samples a clip may have."""
+        return 1
+
+    def split(self, samples: torch.Tensor) -> list[tuple[int | None, int, int]]:
+        """The chunks (index, start, end) that a clip (n,) is cut into; index None where it is not cut."""
+        return [(None, 0, len(samples))]
+
     @classmethod
     def from_pretrained(
         cls,

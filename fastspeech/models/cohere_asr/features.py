@@ -85,6 +85,21 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         """The bank in use, (feature_size, n_fft // 2 + 1) float32."""
         return self._bank
 
+    @property
+    def minimum_samples(self) -> int:
+        """Two frames: a standard deviation needs them."""
+        return 2 * self.hop_length
+
+    def split(self, samples: Tensor) -> list[tuple[int | None, int, int]]:
+        """The chunks (index, start, end) that a clip (n,) is cut into; index None where it is short enough."""
+        return split_at_quiet(
+            samples,
+            self.sampling_rate,
+            self.max_audio_clip_s,
+            self.overlap_chunk_second,
+            self.min_energy_window_samples,
+        )
+
     def __call__(
         self,
         raw_speech: Audio,
@@ -132,14 +147,8 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         rows: list[Tensor] = []
         index: list[tuple[int, int | None]] = []
         for i, samples in enumerate(as_clips(raw_speech)):
-            clip = check_samples(samples, f"audio {i}", minimum=2 * self.hop_length)
-            for chunk, start, end in split_at_quiet(
-                clip,
-                self.sampling_rate,
-                self.max_audio_clip_s,
-                self.overlap_chunk_second,
-                self.min_energy_window_samples,
-            ):
+            clip = check_samples(samples, f"audio {i}", self.minimum_samples)
+            for chunk, start, end in self.split(clip):
                 rows.append(clip[start:end])
                 index.append((i, chunk))
         if truncation and max_length is not None:
