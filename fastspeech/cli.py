@@ -1,0 +1,180 @@
+"""The command `fastspeech`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastspeech import __version__
+from fastspeech.transcripts import FORMATS, Transcript, to_json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 1 where anything failed."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastspeech", description="Speech recognition on fused GPU kernels.")
+    parser.add_argument("--version", action="version", version=f"fastspeech {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_transcribe(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_transcribe(commands: Any) -> None:
+    parser = commands.add_parser(
+        "transcribe",
+        help="write down what is said in audio or video files",
+        description="Write down what is said in audio or video files: to standard output, or to DIR/<name>.<format> "
+        "for each with --output-dir. A file that cannot be transcribed costs a line on standard error and "
+        "the exit status 1; the others are finished.",
+    )
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="anything ffmpeg reads, or an http(s) URL")
+    add("--model", help="folder or hub id of a checkpoint (default: the embedded demo of twenty English words)")
+    add("--language", help="code of the language that is spoken, for a model of several (default: en)")
+    add("--no-punctuation", action="store_true", help="no capitals and punctuation, for a model with the choice")
+    add("--format", choices=FORMATS, default="txt", help="of the output (default: %(default)s)")
+    add("--output-dir", type=Path, metavar="DIR", help="write one file for each input there")
+    add("--device", type=_device, help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+    add(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the model (default: the checkpoint's on a GPU, float32 on a CPU)",
+    )
+    add("--batch-size", type=_positive, default=8, metavar="N", help="chunks decoded at once (default: %(default)s)")
+    add("--max-new-tokens", type=_positive, metavar="N", help="most tokens of a chunk of up to 35 s (default: 500)")
+    parser.set_defaults(run=_transcribe, parser=parser)
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say what this machine has, and what serves each op on it",
+        description="Say what this machine has, and op by op which implementation serves it and why the others do not.",
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=_doctor)
+
+
+def _transcribe(options: argparse.Namespace) -> int:
+    if options.format in ("srt", "vtt") and len(options.files) > 1 and options.output_dir is None:
+        options.parser.error(f"several files as {options.format} need --output-dir")
+    from tqdm import tqdm
+
+    from fastspeech.pipeline import pipeline
+
+    asked = {
+        "language": options.language,
+        "punctuation": False if options.no_punctuation else None,
+        "max_new_tokens": options.max_new_tokens,
+    }
+    with tqdm(total=0, disable=None, bar_format="{percentage:3.0f}% |{bar}| {n} s of {total} s, {elapsed}") as bar:
+
+        def progress(done: float, loaded: float) -> None:
+            bar.total = round(loaded)
+            bar.update(round(done) - bar.n)
+
+        try:
+            if options.output_dir is not None:
+                options.output_dir.mkdir(parents=True, exist_ok=True)
+            recognise = pipeline(
+                model=options.model, device=options.device, dtype=options.dtype, batch_size=options.batch_size
+            )
+            given = {name: value for name, value in asked.items() if value is not None}
+            transcripts = recognise.transcripts(options.files, progress=progress, **given)
+        except (ValueError, OSError) as error:
+            _complain(str(error))
+            return 1
+        paths = output_paths(options.files, options.output_dir, options.format) if options.output_dir else None
+        failures = 0
+        for number, transcript in enumerate(transcripts):
+            fault = transcript.error
+            if fault is None:
+                fault = _write(transcript, options, paths[number] if paths else None)
+            if fault is not None:
+                failures += 1
+                _complain(fault)
+            elif transcript.truncated:
+                _complain(f"{transcript.file}: cut by the limit of new tokens, words are missing (--max-new-tokens)")
+        return 1 if failures else 0
+
+
+def output_paths(files: Sequence[str], folder: Path, extension: str) -> list[Path]:
+    """Where the transcript of each file goes: `folder`/<stem>.<extension>, and <stem>-2 and so on where a name is taken
+    by an earlier file of the same stem.
+    """
+    taken: set[str] = set()
+    paths = []
+    for file in files:
+        stem = PurePosixPath(urlsplit(file).path).stem if "://" in file else Path(file).stem
+        name = stem = stem or "audio"
+        number = 1
+        while name.casefold() in taken:  # some file systems take capitals for the same
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        paths.append(folder / f"{name}.{extension}")
+    return paths
+
+
+def _write(transcript: Transcript, options: argparse.Namespace, path: Path | None) -> str | None:
+    """Puts a transcript where it belongs; returns what went wrong."""
+    if path is None:
+        text = to_json(transcript, indent=None) if options.format == "json" else FORMATS[options.format](transcript)
+        several = len(options.files) > 1 and options.format == "txt"
+        _print(f"{transcript.file}: {text}" if several else text)
+        return None
+    try:
+        path.write_text(FORMATS[options.format](transcript), encoding="utf-8", newline="\n")
+    except OSError as error:
+        return f"{transcript.file}: {path} cannot be written: {error.strerror}"
+    return None
+
+
+def _print(text: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(text, end="", file=sys.stdout)
+
+
+def _complain(text: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(f"fastspeech: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from fastspeech.doctor import examine, healthy, report
+
+    findings = examine()
+    print(json.dumps(findings, indent=2) if options.json else report(findings))
+    return 0 if healthy(findings) else 1
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _device(text: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; cpu, cuda and cuda:N are") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"there is no {text} here ({torch.cuda.device_count()} GPUs)")
+    return device

@@ -1,0 +1,394 @@
+"""From recordings to text in one call, with the signature of transformers' speech recognition pipeline."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastspeech.audio.check import check_samples
+from fastspeech.audio.load import load_audio, resample
+from fastspeech.audio.source import source_name
+from fastspeech.auto import AutoModelForSpeechSeq2Seq, AutoProcessor, family_of_type
+from fastspeech.errors import AudioError
+from fastspeech.transcripts import Segment, Transcript
+
+DEMO = Path(__file__).parent / "assets"
+"""The embedded checkpoint, which is used where no model is named."""
+
+TASK = "automatic-speech-recognition"
+
+DEFAULT_LANGUAGE = "en"
+
+_NEW_TOKENS = 500
+"""Most tokens of a chunk of 35 s where no limit is set anywhere: fast Arabic takes about 240."""
+
+_PROMPT_OPTIONS = ("language", "punctuation")
+
+Progress = Callable[[float, float], None]
+
+
+def pipeline(
+    task: str | None = None,
+    model: Any = None,
+    *,
+    processor: Any = None,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    device: int | str | torch.device | None = None,
+    device_map: Any = None,
+    dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    **options: Any,
+) -> "AutomaticSpeechRecognitionPipeline":
+    """The pipeline of a model.
+
+    Args:
+        task: "automatic-speech-recognition", the only one there is.
+        model: a folder, a hub id or a model with `generate`. None: the small embedded demo model, which knows twenty
+            English words.
+        processor: of the model; must be given with a model that is not named, unless both of the following are.
+        tokenizer, feature_extractor: in place of the processor's.
+        revision, token: of the hub.
+        device, device_map: where the model is put; a number is that of a GPU, and a negative one is the CPU. By
+            default a GPU where there is one; a model that is given stays where it is.
+        dtype: of the model. By default the checkpoint's on a GPU, and float32 on the CPU. `torch_dtype` is its former
+            name.
+        model_kwargs: further arguments of the model's `from_pretrained`.
+        options: `batch_size` of the pipeline, and `generate_kwargs` and `return_timestamps` for its calls.
+
+    Raises:
+        ValueError: another task, or a model without processor.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    if task not in (None, TASK):
+        raise ValueError(f"there is no task {task!r}, only {TASK!r}")
+    model = DEMO if model is None else model
+    dtype = torch_dtype if dtype is None else dtype
+    place = _device(device if device is not None else device_map)
+    if isinstance(model, str | os.PathLike):
+        where = {"revision": revision, "token": token}
+        if processor is None:
+            processor = AutoProcessor.from_pretrained(model, **where)
+        place = place or _device("auto")
+        assert place is not None
+        if dtype is None:
+            dtype = "auto" if place.type == "cuda" else torch.float32
+        model = AutoModelForSpeechSeq2Seq.from_pretrained(
+            model, **where, dtype=dtype, device_map=place, **(model_kwargs or {})
+        )
+    else:
+        model = model.to(device=place, dtype=dtype)
+    if isinstance(processor, str | os.PathLike):
+        processor = AutoProcessor.from_pretrained(processor, revision=revision, token=token)
+    if tokenizer is not None or feature_extractor is not None:
+        tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
+        if feature_extractor is None:
+            feature_extractor = getattr(processor, "feature_extractor", None)
+        family = family_of_type(model.config.model_type, type(model).__name__)
+        processor = None
+        if tokenizer is not None and feature_extractor is not None:
+            processor = family.get(family.processor)(feature_extractor, tokenizer)
+    if processor is None:
+        raise ValueError("a model that is given needs processor=, or tokenizer= and feature_extractor=")
+    return AutomaticSpeechRecognitionPipeline(model, processor, **options)
+
+
+def _device(device: Any) -> torch.device | None:
+    if device is None:
+        return None
+    if isinstance(device, int):
+        return torch.device("cpu") if device < 0 else torch.device("cuda", device)
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+@dataclass
+class _Chunk:
+    """A piece of a recording that the model hears at once; `index` is None where it is all of it."""
+
+    index: int | None
+    start: int
+    samples: torch.Tensor
+    ids: list[int]
+    cut: bool = False
+
+
+@dataclass
+class _Recording:
+    name: str
+    chunks: list[_Chunk]
+    samples: int = 0
+    error: AudioError | None = None
+
+
+class AutomaticSpeechRecognitionPipeline:
+    """Transcribes recordings with a model and its processor.
+
+    Args:
+        model: with `generate`.
+        processor: of the model.
+        batch_size: chunks that the model hears at once.
+        generate_kwargs, return_timestamps: what calls take that do not say.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        batch_size: int = 8,
+        generate_kwargs: dict[str, Any] | None = None,
+        return_timestamps: bool = False,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.batch_size = batch_size
+        self.generate_kwargs = generate_kwargs or {}
+        self.return_timestamps = return_timestamps
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        return_timestamps: bool | None = None,
+        batch_size: int | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        **more_generate_kwargs: Any,
+    ) -> Any:
+        """What is said in one recording, or in many.
+
+        Args:
+            inputs: a recording, or a list or another iterable of them. A recording is what `load_audio` takes (a path,
+                a URL, a file's bytes, a file), mono samples (n,) at the model's rate, or a dictionary of samples
+                ("raw" or "array") and their "sampling_rate", to be resampled.
+            return_timestamps: True for the chunks of a recording and their times.
+            batch_size: chunks that the model hears at once.
+            generate_kwargs: `language` (by default "en") and `punctuation`, where the model takes them, and the
+                arguments of `generate`. Without any limit there, a chunk may have 500 new tokens. They may also be
+                given directly.
+
+        Returns:
+            A dictionary for one recording; a list of them for a list, a lazy iterator for another iterable:
+            "text", without surrounding spaces; "truncated": True where a limit of tokens cut it, so that words are
+            missing; "chunks" where times are asked for, a list of {"text", "timestamp": (start, end) in seconds}.
+            In a list, a recording that cannot be used gives {"error": why} in place of all that, and the others are
+            transcribed.
+
+        Raises:
+            AudioError: the one recording cannot be used.
+            TypeError: an input that is no recording.
+            ValueError: a language or an argument that the model does not know.
+        """
+        timestamps = self.return_timestamps if return_timestamps is None else return_timestamps
+        if timestamps not in (False, True):
+            raise ValueError(f"return_timestamps={timestamps!r}: this model has the times of chunks (True) only")
+        options = {**self.generate_kwargs, **(generate_kwargs or {}), **more_generate_kwargs}
+        if _is_recording(inputs):
+            return _result(next(self.transcripts([inputs], batch_size=batch_size, strict=True, **options)), timestamps)
+        found = self.transcripts(inputs, batch_size=batch_size, **options)
+        results = (_result(transcript, timestamps) for transcript in found)
+        return list(results) if isinstance(inputs, list | tuple) else results
+
+    def transcripts(
+        self,
+        inputs: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        strict: bool = False,
+        progress: Progress | None = None,
+        **generate_kwargs: Any,
+    ) -> Iterator[Transcript]:
+        """The transcript of each recording, in order, as soon as it and those before it are done.
+
+        Chunks of several recordings are decoded together, the longest first. Recordings are loaded as they are
+        needed: those of a list in windows of sixteen batches, others, which may come from a microphone, as soon as
+        there is one batch.
+
+        Args:
+            inputs: recordings, as `__call__` takes them.
+            strict: raise the first AudioError, rather than put it into a transcript.
+            progress: called with (seconds transcribed, seconds loaded so far) after each batch.
+            generate_kwargs: as `__call__` takes them.
+
+        Raises:
+            ValueError: at once, for a language or an argument of the pipeline that is not known.
+        """
+        size = self.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise ValueError(f"batch_size must be positive, not {size}")
+        if generate_kwargs.get("num_return_sequences", 1) != 1:
+            raise ValueError("num_return_sequences: a pipeline gives one text for a recording")
+        prompt = self._prompt(generate_kwargs)
+        options = {name: value for name, value in generate_kwargs.items() if name not in _PROMPT_OPTIONS}
+        windows = self._windows(inputs, size * (16 if isinstance(inputs, list | tuple) else 1), strict)
+        return self._transcripts(windows, size, progress, prompt, options)
+
+    def _transcripts(
+        self,
+        windows: Iterator[list[_Recording]],
+        size: int,
+        progress: Progress | None,
+        prompt: dict[str, Any],
+        options: dict[str, Any],
+    ) -> Iterator[Transcript]:
+        done = loaded = 0.0
+        for recordings in windows:
+            chunks = [chunk for recording in recordings for chunk in recording.chunks]
+            chunks.sort(key=lambda chunk: len(chunk.samples), reverse=True)
+            loaded += sum(len(chunk.samples) for chunk in chunks) / self._rate
+            for first in range(0, len(chunks), size):
+                batch = chunks[first : first + size]
+                self._decode(batch, prompt, options)
+                done += sum(len(chunk.samples) for chunk in batch) / self._rate
+                if progress is not None:
+                    progress(done, loaded)
+            for recording in recordings:
+                yield self._transcript(recording, prompt.get("language"))
+
+    @property
+    def _rate(self) -> int:
+        return self.processor.feature_extractor.sampling_rate
+
+    def _prompt(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the processor that say what to write; refused before anything is loaded."""
+        taken = inspect.signature(self.processor.__call__).parameters
+        prompt = {name: given[name] for name in _PROMPT_OPTIONS if given.get(name) is not None}
+        foreign = [name for name in prompt if name not in taken]
+        if foreign:
+            raise ValueError(f"{type(self.model).__name__} has no choice of {' and '.join(foreign)}")
+        if "language" in taken:
+            prompt.setdefault("language", DEFAULT_LANGUAGE)
+            self.processor.get_decoder_prompt_ids(**prompt)
+        return prompt
+
+    def _windows(self, inputs: Iterable[Any], size: int, strict: bool) -> Iterator[list[_Recording]]:
+        """Recordings in groups of at least `size` chunks, the last one excepted."""
+        window: list[_Recording] = []
+        pending = 0
+        for number, item in enumerate(inputs):
+            recording = self._load(item, number)
+            if strict and recording.error is not None:
+                raise recording.error
+            window.append(recording)
+            pending += len(recording.chunks)
+            if pending >= size:
+                yield window
+                window, pending = [], 0
+        if window:
+            yield window
+
+    def _load(self, item: Any, number: int) -> _Recording:
+        name = _name(item, number)
+        extractor = self.processor.feature_extractor
+        try:
+            samples = check_samples(_samples(item, name, self._rate), name, extractor.minimum_samples)
+        except AudioError as error:
+            return _Recording(name, [], error=error)
+        chunks = [_Chunk(index, start, samples[start:end], []) for index, start, end in extractor.split(samples)]
+        return _Recording(name, chunks, len(samples))
+
+    def _decode(self, chunks: list[_Chunk], prompt: dict[str, Any], options: dict[str, Any]) -> None:
+        """Fills in the tokens of one batch."""
+        inputs = self.processor(
+            [chunk.samples for chunk in chunks],
+            sampling_rate=self._rate,
+            return_tensors="pt",
+            device=self.model.device,
+            **prompt,
+        ).to(self.model.device, dtype=self.model.dtype)
+        ids = inputs.get("decoder_input_ids")
+        prompt_length = 1 if ids is None else ids.shape[1]
+        output = self.model.generate(**inputs, **self._limit(options, prompt_length), **options)
+        rows = output if isinstance(output, torch.Tensor) else output.sequences
+        ends = self._ends(options)
+        for chunk, row in zip(chunks, rows.tolist(), strict=True):
+            chunk.ids = row
+            chunk.cut = ends.isdisjoint(row[prompt_length:])
+
+    def _limit(self, options: dict[str, Any], prompt_length: int) -> dict[str, int]:
+        """The limit of new tokens, where nobody set one."""
+        configs = (options, vars(options.get("generation_config") or self.model.generation_config))
+        if any(config.get(name) is not None for config in configs for name in ("max_new_tokens", "max_length")):
+            return {}
+        positions = getattr(self.model, "decoder_positions", None)
+        room = _NEW_TOKENS if positions is None else positions - prompt_length
+        return {"max_new_tokens": min(_NEW_TOKENS, room)}
+
+    def _ends(self, options: dict[str, Any]) -> set[int]:
+        """The tokens that end a text; one without any of them was cut."""
+        config = options.get("generation_config") or self.model.generation_config
+        ends = options.get("eos_token_id", config.eos_token_id)
+        if ends is None:
+            ends = self.model.generation_config.eos_token_id
+        return {ends} if isinstance(ends, int) else set(ends or ())
+
+    def _transcript(self, recording: _Recording, language: str | None) -> Transcript:
+        if recording.error is not None:
+            return Transcript(recording.name, error=str(recording.error))
+        rows = [chunk.ids for chunk in recording.chunks]
+        texts = self.processor.decode(rows, skip_special_tokens=True)
+        text = texts[0]
+        if recording.chunks[0].index is not None:
+            index = [(0, chunk.index) for chunk in recording.chunks]
+            (text,) = self.processor.decode(rows, skip_special_tokens=True, audio_chunk_index=index, language=language)
+        segments = tuple(
+            Segment(
+                chunk.start / self._rate,
+                (chunk.start + len(chunk.samples)) / self._rate,
+                piece.strip(),
+                chunk.cut,
+            )
+            for chunk, piece in zip(recording.chunks, texts, strict=True)
+        )
+        return Transcript(recording.name, text.strip(), recording.samples / self._rate, language, segments)
+
+
+def _is_recording(inputs: Any) -> bool:
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, torch.Tensor, dict)
+    return isinstance(inputs, kinds) or hasattr(inputs, "read")
+
+
+def _name(item: Any, number: int) -> str:
+    path = item.get("path") if isinstance(item, dict) else None
+    if isinstance(item, np.ndarray | torch.Tensor | dict):
+        return path if isinstance(path, str) else f"input {number}"
+    return source_name(item)
+
+
+def _samples(item: Any, name: str, rate: int) -> Any:
+    """The samples of a recording at `rate`."""
+    if isinstance(item, np.ndarray | torch.Tensor):
+        return item
+    if not isinstance(item, dict):
+        return load_audio(item, sampling_rate=rate)
+    samples = item.get("raw", item.get("array"))
+    if samples is None:
+        raise AudioError(f"{name}: a dictionary needs the samples as 'raw' or 'array', and their 'sampling_rate'")
+    given = item.get("sampling_rate")
+    if not isinstance(given, Integral) or given < 1:
+        raise AudioError(f"{name}: sampling_rate is {given!r}; state the rate of the samples in Hz")
+    if given == rate:
+        return samples
+    return resample(check_samples(samples, name).cpu().numpy(), int(given), rate)
+
+
+def _result(transcript: Transcript, timestamps: bool) -> dict[str, Any]:
+    if transcript.error is not None:
+        return {"error": transcript.error}
+    result: dict[str, Any] = {"text": transcript.text}
+    if transcript.truncated:
+        result["truncated"] = True
+    if timestamps:
+        result["chunks"] = [
+            {"text": segment.text, "timestamp": (segment.start, segment.end)} for segment in transcript.segments
+        ]
+    return result
