@@ -1,4 +1,4 @@
-"""Endless batches of features and labels: utterances of like length together, features by the library's own extractor."""
+"""Endless batches of features and labels: utterances of like length together, features by the library's extractor."""
 
 from collections.abc import Iterator
 
@@ -17,11 +17,12 @@ LONGEST = 12 * RATE
 
 
 class Batches(IterableDataset):
-    """Yields dicts: input_features (B, T, M), attention_mask (B, T), decoder_input_ids and labels (B, U), words (lists of ids).
+    """Yields dicts: input_features (B, T, M), attention_mask (B, T), decoder_input_ids and labels (B, U), words (lists
+    of ids).
 
-    `seconds` bounds the padded audio of a batch, so that every step costs about the same. Over the first `ramp` utterances they
-    grow from one word to twelve and from clean to as disturbed as they get: the decoder finds out where to look while that
-    is easy (without this it takes many times as long).
+    `seconds` bounds the padded audio of a batch, so that every step costs about the same. Over the first `ramp`
+    utterances they grow from one word to twelve and from clean to as disturbed as they get: the decoder finds out where
+    to look while that is easy (without this it takes many times as long).
     """
 
     def __init__(self, mixer: Mixer, seconds: float, ramp: int, seed: int) -> None:
@@ -69,16 +70,17 @@ def collate(utterances: list[Utterance], extractor, draw: np.random.Generator, h
 
 
 def augmented(features: Tensor, mask: Tensor, draw: np.random.Generator, hardness: float) -> Tensor:
-    """Warp the mel axis of each row (another vocal tract length), then blank bands and stretches of time (SpecAugment)."""
-    rows, frames, mels = features.shape
+    """`features` (B, T, M) with the mel axis of each row warped (another vocal tract, Jaitly and Hinton 2013), then with
+    bands and stretches of time blanked (SpecAugment, Park et al. 2019); `mask` (B, T) is true at valid frames."""
+    rows, _, mels = features.shape
     warps = np.where(draw.random(rows) < 0.7, draw.uniform(0.87, 1.15, rows) ** hardness, 1.0)
     source = np.clip(np.arange(mels) * warps[:, None], 0, mels - 1)
     low = np.minimum(source.astype(int), mels - 2)
     part = source - low
     weights = np.zeros((rows, mels, mels), np.float32)
-    row, column = np.arange(rows)[:, None], np.arange(mels)
-    weights[row, low, column] = 1 - part
-    weights[row, low + 1, column] += part
+    every, column = np.arange(rows)[:, None], np.arange(mels)
+    weights[every, low, column] = 1 - part
+    weights[every, low + 1, column] += part
     features = features @ torch.from_numpy(weights)
     for row, valid in enumerate(mask.sum(1).tolist()):
         if draw.random() > hardness:

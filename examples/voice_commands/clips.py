@@ -12,6 +12,7 @@ from fastspeech import load_audio
 
 RATE = 16000
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+KEPT_OUT = {"mixed": 6, "commands": 28, "narrow": 1}
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", *DIGITS)
 
 
@@ -28,7 +29,7 @@ class Clip:
 
 
 def speech_bounds(samples: np.ndarray) -> tuple[int, int]:
-    """First and one-past-last sample of the part that is louder than the background, found on 20 ms frames every 10 ms."""
+    """First and one-past-last sample of what is louder than the background, found on 20 ms frames every 10 ms."""
     frame, hop = 320, 160
     if len(samples) < 3 * frame:
         return 0, len(samples)
@@ -65,8 +66,8 @@ def read_noise(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
 def split_speakers(clips: list[Clip], seed: int = 0) -> tuple[list[Clip], list[Clip]]:
     """(to train on, kept out to measure on), no speaker in both.
 
-    Kept out: of the speakers with at least four clips, 6 who say both digits and commands, 28 of the others, and 1 of those
-    recorded at 8 kHz, drawn with `seed`.
+    Kept out: of the speakers with at least four clips, `KEPT_OUT` of those who say digits and commands,
+    those who only say commands, and those recorded at 8 kHz, drawn with `seed`.
     """
     by_speaker: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
@@ -77,5 +78,5 @@ def split_speakers(clips: list[Clip], seed: int = 0) -> tuple[list[Clip], list[C
             kind = "narrow" if own[0].narrow else "mixed" if any(c.words[0] in DIGITS for c in own) else "commands"
             groups[kind].append(speaker)
     draw = random.Random(seed)
-    kept = {s for kind, count in (("mixed", 6), ("commands", 28), ("narrow", 1)) for s in draw.sample(groups[kind], count)}
+    kept = {s for kind, count in KEPT_OUT.items() for s in draw.sample(groups[kind], count)}
     return [c for c in clips if c.speaker not in kept], [c for c in clips if c.speaker in kept]

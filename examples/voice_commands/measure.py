@@ -22,9 +22,10 @@ class Sequence:
 
 
 def sequences(clips: list[Clip], count: int, lengths: tuple[int, int], seed: int = 0) -> list[Sequence]:
-    """`count` sequences, each of one speaker's own words, speakers in turn, with 0.1 to 0.4 s of silence around each word.
+    """`count` sequences, each of one speaker's own words, speakers in turn.
 
-    Words are cut out with 0.1 s of their surroundings; their number is uniform in `lengths` (both included).
+    Words are cut out with 0.1 s of their surroundings, with 0.1 to 0.4 s of silence around each; their number is
+    uniform in `lengths` (both included).
     """
     by_speaker: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
@@ -97,11 +98,12 @@ def transcribe(model, processor, sounds: list[np.ndarray], batch: int = 32) -> l
 
 def measure(model, processor, tests: list[Sequence]) -> tuple[Errors, dict[str, Errors]]:
     """Errors over all `tests`, and speaker by speaker."""
-    total, per_speaker = Errors(), defaultdict(Errors)
+    total = Errors()
+    per_speaker: dict[str, Errors] = defaultdict(Errors)
     for test, text in zip(tests, transcribe(model, processor, [t.samples for t in tests]), strict=True):
         for errors in (total, per_speaker[test.speaker]):
             errors.add(list(test.words), text.split())
-    return total, dict(per_speaker)
+    return total, per_speaker
 
 
 def report(folder: Path, kept_out: list[Clip], noises: list[np.ndarray]) -> dict[str, Any]:

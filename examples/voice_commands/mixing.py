@@ -1,4 +1,4 @@
-"""Utterances made on the fly: words joined with gaps, other speeds, pitches, rooms, microphones, backgrounds, and plain noise.
+"""Utterances made on the fly: words joined with gaps; other speeds, rooms, microphones, backgrounds; and plain noise.
 
 Everything is numpy on 16 kHz float32 and draws from the generator it is given.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from .clips import RATE, Clip
 
 Generator = np.random.Generator
+MARGINS, MARGIN_SHARES = (0.0, 0.05, 0.15, 1.0), (0.1, 0.4, 0.35, 0.15)  # seconds kept around the speech of a clip
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class Utterance:
 
 
 def resample_filtered(samples: np.ndarray, speed: float, gain: np.ndarray, mirror: float = 0.0) -> np.ndarray:
-    """Play `samples` `speed` times as fast and multiply the spectrum by `gain` (linear, on an even grid from 0 to 8 kHz).
+    """Play `samples` `speed` times as fast and multiply the spectrum by `gain`, linear on an even grid from 0 to 8 kHz.
 
-    `mirror` > 0 folds the band below 4 kHz, times that factor, into the empty upper one, which gives a recording made at
-    8 kHz an upper band like a wide-band one. Ends are padded by 10 ms against the circular wrap of the transform, and lengths
-    are whole multiples of 10 ms, for which the transform is fast.
+    `mirror` > 0 folds the band below 4 kHz, times that factor, into the empty upper one, which gives a recording made
+    at 8 kHz an upper band like a wide-band one. Ends are padded by 10 ms against the circular wrap of the transform,
+    and lengths are whole multiples of 10 ms, for which the transform is fast.
     """
     hop = RATE // 100
     padded = np.pad(samples, (hop, hop + -len(samples) % hop))
@@ -40,9 +41,11 @@ def resample_filtered(samples: np.ndarray, speed: float, gain: np.ndarray, mirro
 
 
 def random_equaliser(draw: Generator) -> np.ndarray:
-    """A smooth random response within about 10 dB, sometimes cut above telephone band and below 300 Hz, on 65 points."""
+    """A smooth random response within about 10 dB on 65 points, at times without what a telephone leaves out."""
     grid = np.linspace(0, 1, 65)
-    decibels = sum(draw.normal(0, 3.0 / k) * np.cos(np.pi * k * grid**0.5 + draw.uniform(0, 2 * np.pi)) for k in (1, 2, 3, 4))
+    decibels = np.zeros(65)
+    for k in (1, 2, 3, 4):
+        decibels += draw.normal(0, 3.0 / k) * np.cos(np.pi * k * grid**0.5 + draw.uniform(0, 2 * np.pi))
     gain = 10 ** (decibels / 20)
     if draw.random() < 0.4:
         gain *= 1 / (1 + np.exp((grid - draw.uniform(0.40, 0.49)) * 120))
@@ -62,10 +65,11 @@ def reverberate(samples: np.ndarray, draw: Generator) -> np.ndarray:
 
 
 def noise(length: int, recordings: list[np.ndarray], draw: Generator) -> np.ndarray:
-    """`length` samples of background at a root mean square of 1: a recording repeated with random joints, or coloured noise."""
+    """`length` samples at a root mean square of 1: background recordings joined anew, or coloured noise."""
     kind = draw.random()
     if kind < 0.6:
-        pieces, have = [], 0
+        pieces: list[np.ndarray] = []
+        have = 0
         while have < length:
             piece = recordings[draw.integers(len(recordings))] if not pieces or draw.random() < 0.3 else pieces[-1]
             piece = np.roll(piece, draw.integers(len(piece)))
@@ -90,9 +94,12 @@ def noise(length: int, recordings: list[np.ndarray], draw: Generator) -> np.ndar
 
 
 class Mixer:
-    """Draws utterances from clips: words weigh alike, within a word every human speaker alike, and the synthetic share is set."""
+    """Draws utterances from clips: all words are as frequent, and a speaker with many clips of a word hardly more heard
+    than one with few. A word is a synthetic voice's with probability `synthetic_share`."""
 
-    def __init__(self, human: list[Clip], synthetic: list[Clip], recordings: list[np.ndarray], synthetic_share: float) -> None:
+    def __init__(
+        self, human: list[Clip], synthetic: list[Clip], recordings: list[np.ndarray], synthetic_share: float
+    ) -> None:
         self.recordings, self.synthetic_share = recordings, synthetic_share
         self.human = self._by_word(human)
         self.synthetic = self._by_word([c for c in synthetic if len(c.words) == 1])
@@ -131,10 +138,11 @@ class Mixer:
             return self.empty(draw)
         equaliser, tempo = random_equaliser(draw) ** hardness, draw.uniform(0.85, 1.18) ** hardness
         bright, spread = draw.random() < 0.5, 0.0 if draw.random() < 0.3 else draw.uniform(0.02, 0.15)
-        parts, words = [self.gap(draw, 0.6)], []
+        parts = [self.gap(draw, 0.6)]
+        words: list[str] = []
         while len(words) < count:
             clip = self.draw_clip(draw)
-            before, after = (int(RATE * draw.choice([0.0, 0.05, 0.15, 1.0], p=[0.1, 0.4, 0.35, 0.15])) for _ in range(2))
+            before, after = (RATE * draw.choice(MARGINS, 2, p=MARGIN_SHARES)).astype(int)
             piece = clip.samples[max(0, clip.start - before) : clip.stop + after]
             mirror = draw.uniform(0.03, 0.5) if clip.narrow and bright else 0.0
             speed = float(np.clip(tempo * (1 + draw.normal(0, spread / 2)), 0.8, 1.25))

@@ -1,4 +1,4 @@
-"""The demo's shape: a small CohereAsr, its tokenizer, feature extractor and processor, and the CTC head that helps it learn."""
+"""The demo's shape: a small CohereAsr, its processor, and the CTC head that helps it learn."""
 
 import copy
 import math
@@ -30,7 +30,7 @@ MELS = 80
 
 
 def write_processor(folder: Path) -> CohereAsrProcessor:
-    """The processor, saved in `folder`: a tokenizer of one token a word and the control tokens of the decoder prompt."""
+    """The processor, saved in `folder`: its tokenizer has one token a word and the control tokens of the prompt."""
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(TOKENS, unk_token="<unk>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(list(CONTROL))
@@ -59,7 +59,7 @@ def prompt(punctuation: bool) -> list[int]:
 
 
 def feature_extractor() -> CohereAsrFeatureExtractor:
-    """80 mel bins; recordings longer than 10 s are split at quiet places into pieces of 7 to 10 s, like those trained on."""
+    """80 mel bins; a recording longer than 10 s is split at quiet places into pieces as long as those trained on."""
     return CohereAsrFeatureExtractor(feature_size=MELS, max_audio_clip_s=10.0, overlap_chunk_second=3.0)
 
 
@@ -83,15 +83,15 @@ def build_model() -> CohereAsrForConditionalGeneration:
 
 
 def initialise(model: CohereAsrForConditionalGeneration) -> None:
-    """The library starts from PyTorch's defaults; here the embeddings are smaller, and the positions those of the released
-    CohereAsr: fixed sinusoids, so that a place never trained on is not noise."""
+    """The library starts from PyTorch's defaults; here the embeddings are smaller, and the positions are the fixed
+    sinusoids of the released CohereAsr, so that a place never trained on is not noise."""
     decoder = model.get_decoder()
     nn.init.normal_(decoder.embed_tokens.weight, std=decoder.embed_tokens.embedding_dim**-0.5)
     decoder.pos_emb.weight.requires_grad_(False).copy_(sinusoids(*decoder.pos_emb.weight.shape))
 
 
 def sinusoids(positions: int, width: int) -> Tensor:
-    """(positions, width): sine and cosine interleaved, divided by sqrt(width), as the released CohereAsr's `pos_enc`."""
+    """(positions, width): sine and cosine interleaved, over sqrt(width), as the released CohereAsr's `pos_enc`."""
     angle = torch.arange(positions)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     return torch.stack((angle.sin(), angle.cos()), -1).reshape(positions, width) / math.sqrt(width)
 

@@ -1,4 +1,4 @@
-"""The loop: the library's loss plus CTC, AdamW with a one-cycle rate, averaged weights, and a log that shows the error falling."""
+"""The loop: the library's loss plus CTC, AdamW with a one-cycle rate, averaged weights, and a log of the error."""
 
 import copy
 import time
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastspeech import CohereAsrForConditionalGeneration
+
 from .model import CtcHead
 
 CTC_WEIGHT = 0.3
 AVERAGE = 0.999
 
 
-def rate_at(progress: float, peak: float, warm_up: float = 0.04) -> float:
+def rate_at(progress: float, peak: float, warm_up: float = 0.01) -> float:
     """Linear warm-up to `peak`, then a half cosine to zero at `progress` 1."""
     if progress < warm_up:
         return peak * max(progress, 1e-3) / warm_up
@@ -29,7 +31,7 @@ def encoder_frames(mask: Tensor, factor: int) -> Tensor:
     return frames
 
 
-def joint_loss(model: nn.Module, head: CtcHead, batch: dict) -> tuple[Tensor, Tensor]:
+def joint_loss(model: CohereAsrForConditionalGeneration, head: CtcHead, batch: dict) -> tuple[Tensor, Tensor]:
     """(the model's own loss, CTC)."""
     words = batch.pop("words")
     output = model(**batch)
@@ -38,18 +40,19 @@ def joint_loss(model: nn.Module, head: CtcHead, batch: dict) -> tuple[Tensor, Te
 
 
 def train(
-    model: nn.Module,
+    model: CohereAsrForConditionalGeneration,
     batches: Iterator[dict],
     *,
     steps: int | None,
     minutes: float,
     peak: float,
     check_every: int,
-    check: Callable[[nn.Module, int], str],
-) -> nn.Module:
-    """Train for `steps`, or where that is None for `minutes`; every `check_every` steps `check` sees the averaged model.
+    check: Callable[[CohereAsrForConditionalGeneration, int], str],
+) -> CohereAsrForConditionalGeneration:
+    """Train for `steps`, or for `minutes` where that is None.
 
-    Returns the averaged model, its BatchNorm statistics taken anew over 100 batches.
+    Every `check_every` steps, what `check` says about the averaged model goes to the log. Returns the averaged model,
+    its BatchNorm statistics taken anew over 100 batches.
     """
     head = CtcHead(model.config.encoder_config.hidden_size)
     average = copy.deepcopy(model).eval()
@@ -78,8 +81,9 @@ def train(
         running = 0.98 * running + 0.02 * torch.stack((loss.detach(), ctc.detach()))
         bar.update()
         if step % check_every == 0:
-            lossy = running / (1 - 0.98**step)
-            tqdm.write(f"step {step} minute {elapsed:.1f} loss {lossy[0]:.3f} ctc {lossy[1]:.3f} {check(average, step)}")
+            mean, mean_ctc = (running / (1 - 0.98**step)).tolist()
+            checked = check(average, step)
+            tqdm.write(f"step {step} minute {elapsed:.1f} loss {mean:.3f} ctc {mean_ctc:.3f} {checked}")
     bar.close()
     renew_statistics(average, batches, 100)
     return average
@@ -94,7 +98,7 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 
 def renew_statistics(model: nn.Module, batches: Iterator[dict], count: int) -> None:
-    """BatchNorm means and variances of the averaged weights, as plain averages over `count` batches; leaves `model` in eval mode."""
+    """Set BatchNorm's means and variances to plain averages over `count` batches; leaves `model` in eval mode."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
     model.eval()
     for norm in norms:

@@ -37,8 +37,8 @@ def flite_command(text: str, target: Path, draw: random.Random) -> tuple[str, li
 def synthesise(singles: int, phrases: int, seed: int) -> list[Clip]:
     """`singles` clips of one word and `phrases` clips of two to five words in one flow, by many synthetic speakers.
 
-    Digits, of which there are few human speakers, come twice as often as the other words. A third of the clips is flite's
-    where that program exists; without espeak-ng the list is empty, with a line that says so.
+    Digits, of which there are few human speakers, come twice as often as the other words. A third of the clips is
+    flite's where that program exists; without espeak-ng the list is empty, with a line that says so.
     """
     if shutil.which("espeak-ng") is None:
         print("espeak-ng is not installed: no synthetic voices join the mix")
