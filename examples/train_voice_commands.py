@@ -45,8 +45,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
 
-    recordings = clips.read_clips(options.data)
-    to_train, kept_out = clips.split_speakers(recordings)
+    rows = clips.split_speakers(clips.read_manifest(options.data))
+    to_train, kept_out = (clips.read_clips(options.data, some) for some in rows)
     noise_to_train, noise_kept_out = clips.read_noise(options.data)
     synthetic = voices.synthesise(options.synthetic, options.synthetic, options.seed)
     speakers = len({clip.speaker for clip in kept_out})

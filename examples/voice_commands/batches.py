@@ -70,8 +70,8 @@ def collate(utterances: list[Utterance], extractor, draw: np.random.Generator, h
 
 
 def augmented(features: Tensor, mask: Tensor, draw: np.random.Generator, hardness: float) -> Tensor:
-    """`features` (B, T, M) with the mel axis of each row warped (another vocal tract, Jaitly and Hinton 2013), then with
-    bands and stretches of time blanked (SpecAugment, Park et al. 2019); `mask` (B, T) is true at valid frames."""
+    """`features` (B, T, M) with the mel axis of each row warped (another vocal tract, Jaitly and Hinton 2013), then
+    with bands and stretches of time blanked (SpecAugment, Park et al. 2019); `mask` (B, T) is true at valid frames."""
     rows, _, mels = features.shape
     warps = np.where(draw.random(rows) < 0.7, draw.uniform(0.87, 1.15, rows) ** hardness, 1.0)
     source = np.clip(np.arange(mels) * warps[:, None], 0, mels - 1)

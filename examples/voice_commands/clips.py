@@ -47,36 +47,41 @@ def make_clip(samples: np.ndarray, words: tuple[str, ...], speaker: str, narrow:
     return Clip((samples * (0.1 / max(rms, 1e-4))).astype(np.float32), words, speaker, start, stop, narrow)
 
 
-def read_clips(folder: Path) -> list[Clip]:
-    """Every recording that `folder`/manifest.csv names."""
+def read_manifest(folder: Path) -> list[dict[str, str]]:
+    """The rows of `folder`/manifest.csv: path, word, speaker, source, sample_rate and samples of each recording."""
     with open(folder / "manifest.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        make_clip(load_audio(folder / row["path"]), (row["word"],), row["speaker"], int(row["sample_rate"]) < RATE)
-        for row in rows
-    ]
+        return list(csv.DictReader(file))
+
+
+def split_speakers(rows: list[dict[str, str]], seed: int = 0) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(rows to train on, rows kept out to measure on), no speaker in both.
+
+    Kept out: of the speakers with at least four recordings, `KEPT_OUT` of those who say digits and commands, those who
+    only say commands, and those recorded at 8 kHz, drawn with `seed`.
+    """
+    by_speaker: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        by_speaker[row["speaker"]].append(row)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for speaker, own in sorted(by_speaker.items()):
+        if len(own) >= 4:
+            digits = any(row["word"] in DIGITS for row in own)
+            groups["narrow" if is_narrow(own[0]) else "mixed" if digits else "commands"].append(speaker)
+    draw = random.Random(seed)
+    kept = {s for kind, count in KEPT_OUT.items() for s in draw.sample(groups[kind], count)}
+    return [r for r in rows if r["speaker"] not in kept], [r for r in rows if r["speaker"] in kept]
+
+
+def is_narrow(row: dict[str, str]) -> bool:
+    return int(row["sample_rate"]) < RATE
+
+
+def read_clips(folder: Path, rows: list[dict[str, str]]) -> list[Clip]:
+    """The recordings of these rows of the manifest."""
+    return [make_clip(load_audio(folder / row["path"]), (row["word"],), row["speaker"], is_narrow(row)) for row in rows]
 
 
 def read_noise(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Background recordings without speech: those to train on, and every fourth, kept out to measure on."""
     sounds = [load_audio(path) for path in sorted((folder / "_background_").glob("*.flac"))]
     return [s for i, s in enumerate(sounds) if i % 4], sounds[::4]
-
-
-def split_speakers(clips: list[Clip], seed: int = 0) -> tuple[list[Clip], list[Clip]]:
-    """(to train on, kept out to measure on), no speaker in both.
-
-    Kept out: of the speakers with at least four clips, `KEPT_OUT` of those who say digits and commands,
-    those who only say commands, and those recorded at 8 kHz, drawn with `seed`.
-    """
-    by_speaker: dict[str, list[Clip]] = defaultdict(list)
-    for clip in clips:
-        by_speaker[clip.speaker].append(clip)
-    groups: dict[str, list[str]] = defaultdict(list)
-    for speaker, own in sorted(by_speaker.items()):
-        if len(own) >= 4:
-            kind = "narrow" if own[0].narrow else "mixed" if any(c.words[0] in DIGITS for c in own) else "commands"
-            groups[kind].append(speaker)
-    draw = random.Random(seed)
-    kept = {s for kind, count in KEPT_OUT.items() for s in draw.sample(groups[kind], count)}
-    return [c for c in clips if c.speaker not in kept], [c for c in clips if c.speaker in kept]
