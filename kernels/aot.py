@@ -138,7 +138,8 @@ def positional(spec: OpSpec, inputs: Mapping[str, Any]) -> tuple[Op, tuple[Any, 
         return OPS[spec.name], spec.call(**inputs)
 
 
-def _fake_cuda(value: Any) -> Any:
+def fake_cuda(value: Any) -> Any:
+    """A tensor's twin on a GPU that need not exist, to be called in `FakeTensorMode`; anything else as it is."""
     if isinstance(value, Tensor):
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
     return value
@@ -146,9 +147,10 @@ def _fake_cuda(value: Any) -> Any:
 
 def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Run the Triton launcher of an op on fake CUDA tensors, and hold its results to what the op's fake promises."""
-    inputs = spec.inputs(dtype, torch.Generator().manual_seed(0), **shape)
-    with FakeTensorMode():
-        op, args = positional(spec, {name: _fake_cuda(value) for name, value in inputs.items()})
+    # A record may bring real tensors (a window, a filter bank) into the inputs.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        inputs = spec.inputs(dtype, torch.Generator(), **shape)
+        op, args = positional(spec, {name: fake_cuda(value) for name, value in inputs.items()})
         for implementation in op.implementations:
             if implementation.name == "triton":
                 refusal = implementation.limits(*args)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import fastspeech.kernels
+from fastspeech.kernels.op import OPS
 from fastspeech.kernels.tolerance import RULE, Tolerance
 
 Kind = Literal["ordinary", "odd", "edge", "model"]
@@ -39,6 +40,12 @@ class Cost:
     flops: float
 
 
+def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
+    along = "samples" if "samples" in shape else "frames"
+    varied = {**shape, "batch": shape["batch"] + rows, along: shape[along] + length}
+    return {**varied, "lengths": (1,) * varied["batch"]} if shape.get("lengths") else varied
+
+
 @dataclass(frozen=True)
 class OpSpec:
     """The record of one op.
@@ -54,6 +61,8 @@ class OpSpec:
             bool tensor, broadcastable to it, that is true where the contents must not matter (are not specified).
             Padding that the op defines (zeros, say) is not listed under "output".
         batched: the arguments whose first axis is the batch.
+        vary: `vary(shape, rows, length)` is the shape of another call of the same model, with so many more rows in
+            the batch and frames or samples in a row; it compiles nothing new.
         dtypes: the dtypes the fused kernels claim.
         tolerance: of the outputs, the rule where not given.
         stack: reasons for which a compiled kernel may spill registers or use a stack frame, by target
@@ -68,6 +77,7 @@ class OpSpec:
     cost: Callable[..., Cost]
     padding: Callable[..., dict[str, Tensor]] = lambda **kwargs: {}
     batched: tuple[str, ...] = ()
+    vary: Callable[[Mapping[str, Any], int, int], Mapping[str, Any]] = _vary
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     tolerance: Tolerance = RULE
     stack: Mapping[str, str] = field(default_factory=dict)
@@ -82,3 +92,13 @@ def all_specs() -> list[OpSpec]:
     """The record of every op, by name."""
     rooms = [m.name for m in pkgutil.iter_modules(fastspeech.kernels.__path__) if m.ispkg]
     return [load_spec(room) for room in sorted(rooms)]
+
+
+def table() -> str:
+    """The table of ops in Markdown."""
+    lines = ["| op | what it computes | kernels | dtypes | cases |", "|---|---|---|---|---|"]
+    for spec in all_specs():
+        kernels = ", ".join(i.name for i in OPS[spec.name].implementations)
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
+        lines.append(f"| `{spec.name}` | {spec.summary} | {kernels} | {dtypes} | {len(spec.cases)} |")
+    return "\n".join(lines)

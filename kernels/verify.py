@@ -38,6 +38,13 @@ class Subject:
     backend: str
     device: str = "cpu"
 
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def __str__(self) -> str:
+        return f"{self.spec.name}-{self.case.name}-{self.dtype_name}".replace(" ", "_")
+
     def inputs(self) -> Inputs:
         """The case's inputs, the same at every call."""
         made = self.spec.inputs(self.dtype, torch.Generator().manual_seed(0), **self.case.shape)
@@ -92,7 +99,7 @@ def parity(subject: Subject) -> None:
     """The outputs are right, finite, contiguous, and alias neither input nor each other."""
     inputs = subject.inputs()
     outputs = subject.run(inputs)
-    subject.judge(subject.specified(outputs, inputs), inputs)
+    subject.judge(subject.specified(outputs, inputs), subject.inputs())
     taken = {v.untyped_storage().data_ptr() for v in inputs.values() if isinstance(v, Tensor)}
     for index, output in enumerate(outputs):
         assert output.is_contiguous(), f"output {index} is not contiguous"
@@ -262,8 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     for spec in all_specs() if options.op is None else [load_spec(options.op)]:
         for check, subject in plan(spec, options.backend, options.device):
-            dtype = str(subject.dtype).removeprefix("torch.")
-            where = {"op": spec.name, "check": check, "case": subject.case.name, "dtype": dtype}
+            where = {"op": spec.name, "check": check, "case": subject.case.name, "dtype": subject.dtype_name}
             if any(getattr(options, key) not in (None, value) for key, value in where.items()):
                 continue
             began, fault = time.perf_counter(), ""

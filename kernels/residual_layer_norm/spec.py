@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ def _cost(itemsize: int, shape: tuple[int, ...], scale: float, bias: bool = True
     return Cost(bytes=itemsize * (4 * values + (1 + bias) * features), flops=9 * values)
 
 
+def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
+    batch, *frames, features = shape["shape"]
+    return {**shape, "shape": (batch + rows, *(size + length for size in frames), features)}
+
+
 SPEC = OpSpec(
     name="residual_layer_norm",
     summary="x + scale * delta and its LayerNorm",
@@ -63,4 +69,5 @@ SPEC = OpSpec(
     ),
     cost=_cost,
     batched=("x", "delta"),
+    vary=_vary,
 )

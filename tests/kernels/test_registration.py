@@ -1,0 +1,136 @@
+"""The ops as PyTorch sees them: schema, fakes, gradients, and the compiler, inline on the CPU and registered."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
+
+from fastspeech.kernels import dispatch, use_backend
+from fastspeech.kernels.aot import fake_cuda, positional
+from fastspeech.kernels.spec import all_specs
+
+SPECS = {spec.name: spec for spec in all_specs()}
+SMALL = [(spec, case) for spec in SPECS.values() for case in spec.cases if case.kind != "model"]
+each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+each_small_case = pytest.mark.parametrize(("spec", "case"), SMALL, ids=[f"{s.name}-{c.name}" for s, c in SMALL])
+
+
+@pytest.fixture(params=["inline", "registered"])
+def path(request, monkeypatch):
+    """The two ways in which a CPU call reaches the reference."""
+    if request.param == "inline":
+        yield
+    else:
+        monkeypatch.setattr(dispatch, "choose_inline", lambda args: False)
+        with use_backend("reference"):
+            yield
+
+
+def inputs_of(spec, shape, dtype=torch.float32, grad=False):
+    inputs = spec.inputs(dtype, torch.Generator().manual_seed(0), **shape)
+    for value in inputs.values():
+        if grad and isinstance(value, Tensor) and value.is_floating_point():
+            value.requires_grad_()
+    return inputs
+
+
+def called(spec, inputs):
+    """The call as a function of its differentiable inputs alone, and these inputs."""
+    names = [name for name, v in inputs.items() if isinstance(v, Tensor) and v.requires_grad]
+    return lambda *given: spec.call(**{**inputs, **dict(zip(names, given, strict=True))}), [inputs[n] for n in names]
+
+
+def outputs_of(result):
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def first(spec, kind):
+    return next(case for case in spec.cases if case.kind == kind)
+
+
+@each_small_case
+def test_opcheck(spec, case):
+    op, args = positional(spec, inputs_of(spec, case.shape, grad=True))
+    torch.library.opcheck(op.overload, args)
+
+
+@each_spec
+def test_opcheck_of_the_backward(spec):
+    op, args = positional(spec, inputs_of(spec, first(spec, "odd").shape))
+    grads = [torch.ones_like(o) for o in outputs_of(op.overload(*args))]
+    needs = [isinstance(a, Tensor) and a.is_floating_point() for a in args]
+    torch.library.opcheck(op._backward_op, (grads, *args, needs), test_utils=("test_schema", "test_faketensor"))
+
+
+@each_small_case
+def test_gradients(spec, case, path):
+    function, given = called(spec, inputs_of(spec, case.shape, torch.float64, grad=True))
+    assert torch.autograd.gradcheck(function, given, fast_mode=True)
+
+
+@each_spec
+def test_gradients_of_some_inputs_only(spec, path):
+    inputs = inputs_of(spec, first(spec, "odd").shape, torch.float64)
+    everything = inputs_of(spec, first(spec, "odd").shape, torch.float64, grad=True)
+    sum(o.square().sum() for o in outputs_of(spec.call(**everything))).backward()
+    for name, value in everything.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            one = inputs[name].clone().requires_grad_()
+            outputs = outputs_of(spec.call(**{**inputs, name: one}))
+            sum(o.square().sum() for o in outputs).backward()
+            torch.testing.assert_close(one.grad, value.grad)
+
+
+@each_spec
+def test_fullgraph_forward_and_backward(spec, path):
+    case = first(spec, "odd")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda inputs: spec.call(**inputs), fullgraph=True, backend="aot_eager")
+    plain, traced = (inputs_of(spec, case.shape, torch.float64, grad=True) for _ in range(2))
+    expected, outputs = outputs_of(spec.call(**plain)), outputs_of(compiled(traced))
+    torch.testing.assert_close(outputs, expected)
+    for results in (expected, outputs):
+        sum(o.square().sum() for o in results).backward()
+    for name, value in plain.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            torch.testing.assert_close(traced[name].grad, value.grad)
+
+
+def mark_varying(spec, shape, inputs):
+    """Mark as dynamic every axis of the inputs whose size follows from the batch or the length."""
+    other = inputs_of(spec, spec.vary(shape, 1, 1))
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            for axis in range(value.dim()):
+                if value.shape[axis] != other[name].shape[axis]:
+                    torch._dynamo.mark_dynamic(value, axis)
+
+
+@each_spec
+@pytest.mark.parametrize("grad", [False, True], ids=["forward", "backward"])
+def test_a_new_length_is_not_traced_again(spec, path, grad):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda inputs: spec.call(**inputs), fullgraph=True, backend=counter)
+    shape = first(spec, "ordinary").shape
+    for by in range(1, 4):
+        now = spec.vary(shape, by, 3 * by)
+        inputs = inputs_of(spec, now, grad=grad)
+        mark_varying(spec, now, inputs)
+        outputs = outputs_of(compiled(inputs))
+        torch.testing.assert_close(outputs, outputs_of(spec.call(**inputs)))
+        if grad:
+            sum(o.sum() for o in outputs).backward()
+    assert counter.frame_count == 1
+
+
+@each_small_case
+def test_fake_cuda_outputs_agree_with_the_reference(spec, case):
+    for dtype in spec.dtypes:
+        inputs = inputs_of(spec, case.shape, dtype)
+        real = outputs_of(spec.call(**inputs))
+        with FakeTensorMode():
+            promised = outputs_of(spec.call(**{name: fake_cuda(value) for name, value in inputs.items()}))
+        assert [(o.shape, o.dtype) for o in promised] == [(o.shape, o.dtype) for o in real]
+        assert all(o.device.type == "cuda" and o.is_contiguous() for o in promised)
