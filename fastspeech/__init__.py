@@ -28,7 +28,7 @@ _HOME = {
     "ParakeetEncoderConfig": "models.cohere_asr",
     "Tokenizer": "checkpoints",
     "load_audio": "audio",
-    "pipeline": "pipeline",
+    "pipeline": "pipelines",
     "use_backend": "kernels",
 }
 

@@ -71,7 +71,7 @@ def _transcribe(options: argparse.Namespace) -> int:
         options.parser.error(f"several files as {options.format} need --output-dir")
     from tqdm import tqdm
 
-    from fastspeech.pipeline import pipeline
+    from fastspeech.pipelines import pipeline
 
     asked = {
         "language": options.language,

@@ -221,6 +221,7 @@ class AutomaticSpeechRecognitionPipeline:
 
         Raises:
             ValueError: at once, for a language or an argument of the pipeline that is not known.
+            TypeError: at once, where there is nothing to iterate over.
         """
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
@@ -229,7 +230,7 @@ class AutomaticSpeechRecognitionPipeline:
             raise ValueError("num_return_sequences: a pipeline gives one text for a recording")
         prompt = self._prompt(generate_kwargs)
         options = {name: value for name, value in generate_kwargs.items() if name not in _PROMPT_OPTIONS}
-        windows = self._windows(inputs, size * (16 if isinstance(inputs, list | tuple) else 1), strict)
+        windows = self._windows(iter(inputs), size * (16 if isinstance(inputs, list | tuple) else 1), strict)
         return self._transcripts(windows, size, progress, prompt, options)
 
     def _transcripts(
@@ -270,7 +271,7 @@ class AutomaticSpeechRecognitionPipeline:
             self.processor.get_decoder_prompt_ids(**prompt)
         return prompt
 
-    def _windows(self, inputs: Iterable[Any], size: int, strict: bool) -> Iterator[list[_Recording]]:
+    def _windows(self, inputs: Iterator[Any], size: int, strict: bool) -> Iterator[list[_Recording]]:
         """Recordings in groups of at least `size` chunks, the last one excepted."""
         window: list[_Recording] = []
         pending = 0
