@@ -17,7 +17,7 @@ class DecoderCache:
         cross_lengths: (inputs,) int64, the valid frames of each utterance; None where all are.
 
     Attributes:
-        cross_keys, cross_values: a list over layers of (inputs, heads, frames, head_dim).
+        cross_keys, cross_values: by layer, (inputs, heads, frames, head_dim).
         cross_lengths: as given.
         length: the tokens stored.
     """
@@ -35,15 +35,14 @@ class DecoderCache:
         self.length = 0
         self.rows_per_input = rows_per_input
         self.cross_lengths = cross_lengths
-        self._cross = (cross_keys, cross_values)
-        self._self = cross_keys.new_empty(2, layers, inputs * rows_per_input, heads, capacity, head_dim)
         self._spare: torch.Tensor | None = None
-        self._take_views()
+        self._hold_cross(cross_keys, cross_values)
+        self._hold_self(cross_keys.new_empty(2, layers, inputs * rows_per_input, heads, capacity, head_dim))
 
     @property
     def inputs(self) -> int:
         """Utterances still held."""
-        return self._cross[0].shape[1]
+        return self.rows // self.rows_per_input
 
     @property
     def rows(self) -> int:
@@ -86,8 +85,8 @@ class DecoderCache:
             self._spare = torch.empty_like(self._self)
         source = self._self.narrow(4, 0, self.length)
         torch.index_select(source, 2, rows, out=self._spare.narrow(4, 0, self.length))
-        self._self, self._spare = self._spare, self._self
-        self._take_views()
+        reordered, self._spare = self._spare, self._self
+        self._hold_self(reordered)
 
     def keep(self, inputs: list[int]) -> None:
         """Hold only these utterances, in this order. Only those whose place changes are moved."""
@@ -101,22 +100,24 @@ class DecoderCache:
         if self.cross_lengths is not None:
             self.cross_lengths = self.cross_lengths[inputs]
         rows = len(inputs) * self.rows_per_input
-        self._cross = (self._cross[0][:, : len(inputs)], self._cross[1][:, : len(inputs)])
-        self._self = self._self[:, :, :rows]
+        self._hold_cross(*(cross[:, : len(inputs)] for cross in self._cross))
+        self._hold_self(self._self[:, :, :rows])
         self._spare = None if self._spare is None else self._spare[:, :, :rows]
-        self._take_views()
 
     def _grow(self, capacity: int) -> None:
         shape = list(self._self.shape)
         shape[4] = capacity
         grown = self._self.new_empty(shape)
-        # All that may be written, not only `length`: the layers before this one have already appended.
-        grown.narrow(4, 0, self.capacity).copy_(self._self)
-        self._self, self._spare = grown, None
-        self._take_views()
+        grown.narrow(4, 0, self.length).copy_(self._self.narrow(4, 0, self.length))
+        self._spare = None
+        self._hold_self(grown)
 
-    def _take_views(self) -> None:
-        # Indexing a layer costs microseconds, and a step does it four times a layer.
-        self.cross_keys = list(self._cross[0])
-        self.cross_values = list(self._cross[1])
-        self._keys, self._values = (list(side) for side in self._self)
+    # Views of each layer are made where the memory changes, for a step needs four of them a layer.
+
+    def _hold_cross(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._cross = (keys, values)
+        self.cross_keys, self.cross_values = list(keys.unbind(0)), list(values.unbind(0))
+
+    def _hold_self(self, both: torch.Tensor) -> None:
+        self._self = both
+        self._keys, self._values = (side.unbind(0) for side in both.unbind(0))

@@ -41,6 +41,7 @@ class GenerationMixin:
         logits_processor: Iterable[LogitsRule] | None = None,
         stopping_criteria: Iterable[StoppingCriterion] | None = None,
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        *,
         streamer: Streamer | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | GenerateEncoderDecoderOutput | GenerateBeamEncoderDecoderOutput:

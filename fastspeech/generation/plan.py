@@ -40,8 +40,8 @@ class Plan:
         criteria: that end sequences besides eos and max_length.
         as_record: whether a record is returned, not the sequences alone.
         record_scores, record_logits: whether each step's are in it.
-        rows_may_leave: whether ended sequences may leave the batch; not where the caller's functions or records
-            know rows by their place.
+        rows_may_leave: whether ended sequences may leave the batch; not where the caller's functions know rows by
+            their place, nor where a record returns the scores and the cache of all of them.
     """
 
     max_length: int
@@ -105,7 +105,6 @@ def make_plan(
     if config.max_time is not None:
         criteria.append(time_limit(config.max_time))
     as_record = bool(config.return_dict_in_generate)
-    record_scores, record_logits = as_record and bool(config.output_scores), as_record and bool(config.output_logits)
     called_back = logits_processor or stopping_criteria or prefix_allowed_tokens_fn or streamer
     return Plan(
         max_length=max_length,
@@ -120,9 +119,9 @@ def make_plan(
         criteria=criteria,
         streamer=streamer,
         as_record=as_record,
-        record_scores=record_scores,
-        record_logits=record_logits,
-        rows_may_leave=not (called_back or record_scores or record_logits),
+        record_scores=as_record and bool(config.output_scores),
+        record_logits=as_record and bool(config.output_logits),
+        rows_may_leave=not (called_back or as_record),
     )
 
 

@@ -29,9 +29,11 @@ def random_rules(choose: random.Random) -> dict[str, Any]:
         "exponential_decay_length_penalty": (2, 1.3),
         "remove_invalid_values": True,
         "renormalize_logits": True,
-        "eos_token_id": choose.choice([[EOS, 4], [4, 6, 8]]),
     }
-    return {name: rules[name] for name in choose.sample(sorted(rules), choose.choice([0, 1, 2, 3]))}
+    # With more tokens that end, more sequences do, and at different times.
+    ends = choose.choice([[EOS], [EOS, 4], [EOS, 5, 9, 12], [4, 8, 9, 12, 14, 20]])
+    chosen = choose.sample(sorted(rules), choose.choice([0, 0, 1, 2, 3]))
+    return {"eos_token_id": ends} | {name: rules[name] for name in chosen}
 
 
 def both(seed: int, batch: int, **parameters: Any) -> tuple[Any, Any, Twin]:
@@ -65,10 +67,10 @@ def test_beam_search(beams: int, early_stopping: bool | str, length_penalty: flo
             "early_stopping": early_stopping,
             "length_penalty": length_penalty,
             "num_return_sequences": choose.randint(1, beams),
-            "max_new_tokens": choose.choice([1, 6, 12]),
+            "max_new_tokens": choose.choice([1, 8, 12]),
             **random_rules(choose),
         }
-        batch = choose.randint(1, 3)
+        batch = choose.choice([1, 2, 3, 4])
         expected, ours, _ = both(seed, batch, **parameters, **RECORD)
         assert_same(ours, expected)
         torch.testing.assert_close(ours.sequences_scores, expected.sequences_scores, atol=1e-4, rtol=0)
