@@ -19,7 +19,7 @@ def attention(
     Args:
         q: (batch, heads, queries, head_dim).
         k, v: (batch, kv_heads, keys, head_dim); each key/value head serves heads // kv_heads consecutive heads.
-        mask: boolean, true where a query sees a key, broadcast to (batch, heads, queries, keys).
+        mask: broadcast to (batch, heads, queries, keys); boolean, true where a query sees a key, or added to scores.
         causal: query i sees keys up to i; without a mask.
         dropout: probability of dropping a weight.
 
@@ -35,7 +35,8 @@ def attention(
     if causal:
         mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        least = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, least) if mask.dtype == torch.bool else (scores + mask).clamp(min=least)
     weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
     out = F.dropout(weights, dropout) @ v if dropout else weights @ v
     return out.transpose(1, 2).flatten(2), weights

@@ -1,7 +1,9 @@
 """The Transformer decoder of CohereAsr (NeMo Canary's), with the parameter names of transformers."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,30 +11,28 @@ from torch import Tensor, nn
 from fastspeech.generation.cache import DecoderCache
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import attention
-from fastspeech.layers.derived import DerivingModule, PackedLinear
+from fastspeech.layers.derived import DerivingModule
+from fastspeech.layers.linear import PackedLinear, direct
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.cohere_asr.config import CohereAsrConfig
 
 
 class Attention(DerivingModule):
-    """The four projections of an attention sublayer."""
+    """The projections of an attention sublayer."""
 
     def __init__(self, config: CohereAsrConfig) -> None:
         super().__init__()
-        width, bias, self.head_dim = config.hidden_size, config.attention_bias, config.head_dim
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias)
-        self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias)
-        self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, width, bias)
+        width, bias = config.hidden_size, config.attention_bias
+        inner, kv_inner = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, inner, bias)
+        self.k_proj = nn.Linear(width, kv_inner, bias)
+        self.v_proj = nn.Linear(width, kv_inner, bias)
+        self.o_proj = nn.Linear(inner, width, bias)
         self._packed = PackedLinear()
 
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, heads, n, head_dim), keys and values (B, kv_heads, n, head_dim) of x (B, n, hidden)."""
-        packed = self._packed(x, (self.q_proj, self.k_proj, self.v_proj))
-        by_head = packed.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        q, k, v = by_head.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        return q, k, v
+    def qkv(self) -> Callable[[Tensor], Tensor]:
+        """The function that gives queries, keys and values, concatenated over the last axis."""
+        return self._packed.function((self.q_proj, self.k_proj, self.v_proj))
 
 
 class MLP(nn.Module):
@@ -42,12 +42,9 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.activation = activation(config.hidden_act)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
-
 
 class Layer(nn.Module):
-    """The parameters of one layer. `CohereAsrDecoder` runs them, each sublayer's end joined to the next one's norm."""
+    """The parameters of one layer, which `CohereAsrDecoder.run` runs."""
 
     def __init__(self, config: CohereAsrConfig) -> None:
         super().__init__()
@@ -57,6 +54,39 @@ class Layer(nn.Module):
         self.input_layernorm = nn.LayerNorm(config.hidden_size)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size)
         self.final_layernorm = nn.LayerNorm(config.hidden_size)
+
+
+Linear = Callable[[Tensor], Tensor]
+AddAndNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Step:
+    """A layer as functions: a decoding step would spend half its time on looking up and calling modules.
+
+    The layer's end is joined to the norm that follows it.
+    """
+
+    __slots__ = ("act", "cross_out", "cross_q", "down", "norm_cross", "norm_mlp", "norm_next", "out", "qkv", "up")
+
+    def __init__(self, layer: Layer, next_norm: nn.LayerNorm) -> None:
+        self.qkv: Linear = layer.self_attn.qkv()
+        self.out: Linear = direct(layer.self_attn.o_proj)
+        self.norm_cross: AddAndNorm = add_and_norm(layer.post_attention_layernorm)
+        self.cross_q: Linear = direct(layer.encoder_attn.q_proj)
+        self.cross_out: Linear = direct(layer.encoder_attn.o_proj)
+        self.norm_mlp: AddAndNorm = add_and_norm(layer.final_layernorm)
+        self.up: Linear = direct(layer.mlp.fc1)
+        self.act = layer.mlp.activation
+        self.down: Linear = direct(layer.mlp.fc2)
+        self.norm_next: AddAndNorm = add_and_norm(next_norm)
+
+
+class Decoding(DecoderCache):
+    """The cache of a run of `decode`, with the layers as functions of the parameters the run began with."""
+
+    def __init__(self, steps: list[Step], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps = steps
 
 
 @dataclass
@@ -70,8 +100,8 @@ class Record:
     with_states: bool = False
     with_weights: bool = False
     hidden_states: list[Tensor] = field(default_factory=list)
-    attentions: list[Tensor | None] = field(default_factory=list)
-    cross_attentions: list[Tensor | None] = field(default_factory=list)
+    attentions: list[Tensor] = field(default_factory=list)
+    cross_attentions: list[Tensor] = field(default_factory=list)
 
 
 class CohereAsrDecoder(DerivingModule):
@@ -100,15 +130,12 @@ class CohereAsrDecoder(DerivingModule):
 
         One product for the projection to the decoder's width and one for all layers.
         """
-        maps = [linear for layer in self.layers for linear in (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj)]
-        both = self._cross(self.proj(encoded), maps)
-        both = both.unflatten(-1, (len(self.layers), 2, self.config.num_key_value_heads, self.config.head_dim))
+        cross = [layer.encoder_attn for layer in self._layers()]
+        maps = [linear for attention in cross for linear in (attention.k_proj, attention.v_proj)]
+        both = self._cross.function(maps)(self.proj(encoded))
+        both = both.unflatten(-1, (len(cross), 2, self.config.num_key_value_heads, self.config.head_dim))
         keys, values = both.permute(3, 2, 0, 4, 1, 5).contiguous().unbind(0)
         return keys, values
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Token embeddings (B, n, hidden) of ids (B, n), without positions."""
-        return self.embed_tokens(input_ids)
 
     def positions(self, start: int, count: int) -> Tensor:
         """(count, hidden), the position embeddings from `start` on.
@@ -121,19 +148,30 @@ class CohereAsrDecoder(DerivingModule):
             raise ValueError(f"the decoder has {most} positions; {start + count} tokens do not fit")
         return self.pos_emb.weight[start : start + count]
 
+    def steps(self) -> list[Step]:
+        """The layers as functions of their present parameters."""
+        layers = self._layers()
+        following = [*(layer.input_layernorm for layer in layers[1:]), self.norm]
+        return [Step(layer, norm) for layer, norm in zip(layers, following, strict=True)]
+
+    def _layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
+
     def run(
         self,
+        steps: list[Step],
         x: Tensor,
-        cross_keys: list[Tensor] | Tensor,
-        cross_values: list[Tensor] | Tensor,
+        cross_keys: Sequence[Tensor],
+        cross_values: Sequence[Tensor],
         cross_lengths: Tensor | None,
-        token_mask: Tensor | None,
-        cache: DecoderCache | None,
-        record: Record,
+        token_mask: Tensor | None = None,
+        cache: DecoderCache | None = None,
+        record: Record | None = None,
     ) -> Tensor:
         """Hidden states (rows, n, hidden) of n tokens a row, after the last norm.
 
         Args:
+            steps: what `steps` returns.
             x: (rows, n, hidden), token and position embeddings, summed. rows = inputs * k: the k rows of one input
                 share its cross-attention keys and values, as queries side by side.
             cross_keys, cross_values: by layer, (inputs, kv_heads, frames, head_dim).
@@ -142,35 +180,38 @@ class CohereAsrDecoder(DerivingModule):
             cache: what was read before, grown by these tokens; None where nothing was.
             record: takes what is asked of it.
         """
+        config = self.config
+        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         rows, count, _ = x.shape
         inputs, _, frames, _ = cross_keys[0].shape
-        dropout = self.config.attention_dropout if self.training else 0.0
-        past = 0 if cache is None else cache.length
-        mask = _token_mask(count, past, token_mask, x.device)
+        record = Record() if record is None else record
+        dropout = config.attention_dropout if self.training else 0.0
+        mask = _token_mask(count, 0 if cache is None else cache.length, token_mask, x.device)
         causal = count > 1 and mask is None
         cross_mask = None
         if cross_lengths is not None:
-            cross_mask = (torch.arange(frames, device=x.device) < cross_lengths[:, None])[:, None, None]
+            padding = torch.arange(frames, device=x.device) >= cross_lengths[:, None]
+            cross_mask = torch.zeros_like(padding, dtype=x.dtype).masked_fill(padding, -torch.inf)[:, None, None]
         x = self.embedding_layernorm(x)
-        following = [layer.input_layernorm for layer in self.layers[1:]] + [self.norm]
-        h = self.layers[0].input_layernorm(x)
-        for index, (layer, next_norm) in enumerate(zip(self.layers, following, strict=True)):
+        h = self._layers()[0].input_layernorm(x)
+        for index, step in enumerate(steps):
             if record.with_states:
                 record.hidden_states.append(x)
-            q, k, v = layer.self_attn.qkv(h)
+            by_head = step.qkv(h).view(rows, count, -1, head_dim).transpose(1, 2)
+            q, k, v = by_head.split([heads, kv_heads, kv_heads], dim=1)
             if cache is not None:
                 k, v = cache.append(index, k, v)
             y, weights = attention(q, k, v, mask, causal, dropout, record.with_weights)
-            x, h = add_and_norm(x, layer.self_attn.o_proj(y), layer.post_attention_layernorm)
-            q = layer.encoder_attn.q_proj(h).view(inputs, -1, layer.encoder_attn.heads, layer.encoder_attn.head_dim)
-            q, k, v = q.transpose(1, 2), cross_keys[index], cross_values[index]
+            x, h = step.norm_cross(x, step.out(y))
+            q = step.cross_q(h).view(inputs, -1, heads, head_dim).transpose(1, 2)
+            k, v = cross_keys[index], cross_values[index]
             y, cross_weights = attention(q, k, v, cross_mask, False, dropout, record.with_weights)
-            x, h = add_and_norm(x, layer.encoder_attn.o_proj(y.view(rows, count, -1)), layer.final_layernorm)
-            x, h = add_and_norm(x, layer.mlp(h), next_norm)
-            if record.with_weights:
+            x, h = step.norm_mlp(x, step.cross_out(y.view(rows, count, -1)))
+            x, h = step.norm_next(x, step.down(step.act(step.up(h))))
+            if weights is not None and cross_weights is not None:
                 record.attentions.append(weights)
                 by_row = cross_weights.unflatten(2, (-1, count)).transpose(1, 2)
-                record.cross_attentions.append(by_row.reshape(rows, -1, count, frames))
+                record.cross_attentions.append(by_row.reshape(rows, heads, count, frames))
         if record.with_states:
             record.hidden_states.append(h)
         if cache is not None:
@@ -186,7 +227,10 @@ def _sinusoids(positions: int, width: int) -> Tensor:
 
 
 def _token_mask(count: int, past: int, token_mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """What `count` tokens see of `past` earlier ones and themselves; None for all of it, or for causal without past."""
+    """What `count` tokens see of `past` earlier ones and themselves, broadcast to (rows, heads, count, past + count).
+
+    None where that is everything before each token: all of it for one token, a causal mask for several without past.
+    """
     if token_mask is None and (count == 1 or past == 0):
         return None
     mask = torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past)

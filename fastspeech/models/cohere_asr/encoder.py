@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from fastspeech.kernels import conformer_conv, relpos_attention
 from fastspeech.layers.activations import activation
-from fastspeech.layers.derived import Derived, DerivingModule, PackedLinear
+from fastspeech.layers.derived import Derived, DerivingModule
+from fastspeech.layers.linear import PackedLinear
+from fastspeech.layers.padding import clear_padding_
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.cohere_asr.config import ParakeetEncoderConfig
 from fastspeech.outputs import BaseModelOutput
@@ -46,11 +48,11 @@ class Subsampling(nn.Module):
         padding = (kernel - 1) // 2
         if config.num_mel_bins % stride**stages:
             raise ValueError(f"num_mel_bins ({config.num_mel_bins}) must be a multiple of {stride**stages}")
-        self.layers = nn.ModuleList([nn.Conv2d(1, channels, kernel, stride, padding), nn.ReLU()])
+        self.layers = nn.ModuleList([nn.Conv2d(1, channels, kernel, stride, padding), nn.ReLU(inplace=True)])
         for _ in range(stages - 1):
             self.layers.append(nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels))
             self.layers.append(nn.Conv2d(channels, channels, 1))
-            self.layers.append(nn.ReLU())
+            self.layers.append(nn.ReLU(inplace=True))
         self.linear = nn.Linear(channels * (config.num_mel_bins // stride**stages), config.hidden_size)
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -58,13 +60,13 @@ class Subsampling(nn.Module):
 
         Frames behind a length are set to 0 after every convolution, so that no bias reaches a valid frame from there.
         """
-        x = features[:, None]
+        # Strides of a channels-last tensor: the convolutions keep that layout, in which they run faster.
+        x = features[..., None].permute(0, 3, 1, 2)
         for layer in self.layers:
             x = layer(x)
             if lengths is not None and isinstance(layer, nn.Conv2d):
                 lengths = output_length(lengths, layer)
-                padding = torch.arange(x.shape[2], device=x.device) >= lengths[:, None]
-                x = x.masked_fill(padding[:, None, :, None], 0)
+                clear_padding_(x, lengths, dim=2)
         return self.linear(x.transpose(1, 2).flatten(2)), lengths
 
 
@@ -112,7 +114,7 @@ class Attention(DerivingModule):
 
         Returns (B, T, hidden) and, `with_weights`, the attention weights (B, heads, T, T).
         """
-        qkv = self._packed(x, (self.q_proj, self.k_proj, self.v_proj))
+        qkv = self._packed.function((self.q_proj, self.k_proj, self.v_proj))(x)
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
         r = self._projected(positions, x.shape[1])
         weights = None
@@ -174,22 +176,22 @@ class Convolution(DerivingModule):
     def _plain(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         gated = F.glu(x, dim=-1)
         if lengths is not None:
-            padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-            gated = gated.masked_fill(padding[..., None], 0)
+            gated = clear_padding_(gated, lengths, dim=1)
         return self.activation(self.norm(self.depthwise_conv(gated.transpose(1, 2)))).transpose(1, 2)
 
     def _filter(self) -> tuple[Tensor, Tensor]:
         """The depthwise filter (hidden, taps) and bias (hidden,) with the BatchNorm's running statistics folded in."""
         conv, norm = self.depthwise_conv, self.norm
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
 
         def fold() -> tuple[Tensor, Tensor]:
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            bias = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+            scale = norm.weight * (variance + norm.eps).rsqrt()
+            bias = -mean if conv.bias is None else conv.bias - mean
             return conv.weight[:, 0] * scale[:, None], bias * scale + norm.bias
 
         if torch.is_grad_enabled():
             return fold()
-        sources = (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        sources = (conv.weight, conv.bias, norm.weight, norm.bias, mean, variance)
         return self._folded.get([source for source in sources if source is not None], fold)
 
 
@@ -213,11 +215,12 @@ class Block(nn.Module):
         self, x: Tensor, positions: Tensor, lengths: Tensor | None, with_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """x (B, T, hidden) to (B, T, hidden), and the attention weights where asked for."""
-        x, h = add_and_norm(x, self.feed_forward1(self.norm_feed_forward1(x)), self.norm_self_att, 0.5)
+        x, h = add_and_norm(self.norm_self_att, 0.5)(x, self.feed_forward1(self.norm_feed_forward1(x)))
         attended, weights = self.self_attn(h, positions, lengths, with_weights)
-        x, h = add_and_norm(x, attended, self.norm_conv)
-        x, h = add_and_norm(x, self.conv(h, lengths), self.norm_feed_forward2)
-        return add_and_norm(x, self.feed_forward2(h), self.norm_out, 0.5)[1], weights
+        x, h = add_and_norm(self.norm_conv)(x, attended)
+        x, h = add_and_norm(self.norm_feed_forward2)(x, self.conv(h, lengths))
+        _, x = add_and_norm(self.norm_out, 0.5)(x, self.feed_forward2(h))
+        return x, weights
 
 
 class ParakeetEncoder(nn.Module):

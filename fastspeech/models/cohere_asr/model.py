@@ -1,6 +1,6 @@
 """CohereAsr: a FastConformer encoder and a Transformer decoder, with the interface of transformers' page."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
 from fastspeech.models.cohere_asr.config import CohereAsrConfig
-from fastspeech.models.cohere_asr.decoder import CohereAsrDecoder, Record
+from fastspeech.models.cohere_asr.decoder import CohereAsrDecoder, Decoding, Record
 from fastspeech.models.cohere_asr.encoder import ParakeetEncoder
 from fastspeech.models.cohere_asr.keys import model_key
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
@@ -82,25 +82,24 @@ class CohereAsrModel(CohereAsrPreTrainedModel):
         with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = config.use_cache and not torch.is_grad_enabled() if use_cache is None else use_cache
 
-        encoded = BaseModelOutput()
         cache = past_key_values
-        if encoder_outputs is not None or cache is None:
-            encoded = self._encoded(input_features, attention_mask, encoder_outputs, with_states, with_weights)
         if cache is not None:
+            encoded = _as_output(encoder_outputs) if encoder_outputs is not None else BaseModelOutput()
             cross = cache.cross_keys, cache.cross_values, cache.cross_lengths
         else:
-            keys, values = decoder.cross_keys_values(encoded.last_hidden_state)
+            encoded = self.encoded(input_features, attention_mask, encoder_outputs, with_states, with_weights)
+            keys, values = decoder.cross_keys_values(cast(Tensor, encoded.last_hidden_state))
             cross = list(keys), list(values), valid_lengths(encoded)
             if use_cache:
-                cache = DecoderCache(keys, values, 64, cross_lengths=cross[2])
+                cache = DecoderCache(keys, values, _FIRST_CAPACITY, cross_lengths=cross[2])
 
-        x = decoder.embed(decoder_input_ids) if decoder_inputs_embeds is None else decoder_inputs_embeds
+        x = decoder.embed_tokens(decoder_input_ids) if decoder_inputs_embeds is None else decoder_inputs_embeds
         if decoder_position_ids is None:
             x = x + decoder.positions(0 if cache is None else cache.length, x.shape[1])
         else:
             x = x + decoder.pos_emb(decoder_position_ids)
         record = Record(with_states, with_weights)
-        last = decoder.run(x, *cross, decoder_attention_mask, cache, record)
+        last = decoder.run(decoder.steps(), x, *cross, decoder_attention_mask, cache, record)
         output = Seq2SeqModelOutput(
             last_hidden_state=last,
             past_key_values=cache if use_cache else None,
@@ -114,7 +113,7 @@ class CohereAsrModel(CohereAsrPreTrainedModel):
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _encoded(
+    def encoded(
         self,
         input_features: Tensor | None,
         attention_mask: Tensor | None,
@@ -122,24 +121,33 @@ class CohereAsrModel(CohereAsrPreTrainedModel):
         with_states: bool | None = None,
         with_weights: bool | None = None,
     ) -> BaseModelOutput:
-        """What the encoder gives for the audio, or gave before."""
-        if encoder_outputs is None:
-            if input_features is None:
-                raise ValueError("give input_features, or the encoder_outputs of a former call")
-            return self.encoder(
-                input_features,
-                attention_mask,
-                output_hidden_states=with_states,
-                output_attentions=with_weights,
-                return_dict=True,
-            )
-        if isinstance(encoder_outputs, BaseModelOutput):
-            return encoder_outputs
-        if isinstance(encoder_outputs, (tuple, list)):
-            return BaseModelOutput(*encoder_outputs[:3])
-        return BaseModelOutput(
-            encoder_outputs.last_hidden_state, attention_mask=getattr(encoder_outputs, "attention_mask", None)
+        """What the encoder gives for the audio, or gave before: then `encoder_outputs`."""
+        if encoder_outputs is not None:
+            return _as_output(encoder_outputs)
+        if input_features is None:
+            raise ValueError("give input_features, or the encoder_outputs of a former call")
+        return self.encoder(
+            input_features,
+            attention_mask,
+            output_hidden_states=with_states,
+            output_attentions=with_weights,
+            return_dict=True,
         )
+
+
+_FIRST_CAPACITY = 64
+"""Tokens that the cache `forward` returns has memory for at first."""
+
+
+def _as_output(encoder_outputs: Any) -> BaseModelOutput:
+    """Encoder outputs as a record: given as one, as a tuple, or as transformers' record."""
+    if isinstance(encoder_outputs, BaseModelOutput):
+        return encoder_outputs
+    if isinstance(encoder_outputs, (tuple, list)):
+        return BaseModelOutput(*encoder_outputs[:3])
+    return BaseModelOutput(
+        encoder_outputs.last_hidden_state, attention_mask=getattr(encoder_outputs, "attention_mask", None)
+    )
 
 
 def valid_lengths(encoded: BaseModelOutput) -> Tensor | None:
@@ -150,7 +158,7 @@ def valid_lengths(encoded: BaseModelOutput) -> Tensor | None:
     return mask.sum(-1)
 
 
-class CohereAsrForConditionalGeneration(GenerationMixin, CohereAsrPreTrainedModel):
+class CohereAsrForConditionalGeneration(GenerationMixin, CohereAsrPreTrainedModel):  # type: ignore[misc]
     """The model with its language-modelling head: audio to text."""
 
     generation_config_class = GenerationConfig
@@ -162,11 +170,7 @@ class CohereAsrForConditionalGeneration(GenerationMixin, CohereAsrPreTrainedMode
         self.model = CohereAsrModel(config)
         self.proj_out = nn.Linear(config.hidden_size, config.vocab_size)
         self.tie_weights()
-
-    @property
-    def decoder_positions(self) -> int:
-        """The longest sequence the decoder has positions for."""
-        return self.config.max_position_embeddings
+        self.decoder_positions = config.max_position_embeddings
 
     def get_encoder(self) -> ParakeetEncoder:
         return self.model.encoder
@@ -248,21 +252,29 @@ class CohereAsrForConditionalGeneration(GenerationMixin, CohereAsrPreTrainedMode
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
-    def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> DecoderCache:
+    def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
         """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
-        encoded = self.model._encoded(
-            model_inputs.get("input_features"), model_inputs.get("attention_mask"), model_inputs.get("encoder_outputs")
-        )
-        keys, values = self.model.decoder.cross_keys_values(encoded.last_hidden_state)
-        lengths = valid_lengths(encoded)
-        return DecoderCache(keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
+        features, mask = model_inputs.get("input_features"), model_inputs.get("attention_mask")
+        if features is not None and mask is not None:
+            # The extractor always leaves padding behind the longest clip. Without it a single clip needs no masks.
+            frames = max(1, int(mask.sum(-1).max()))
+            features, mask = features[:, :frames], mask[:, :frames]
+        encoded = self.model.encoded(features, mask, model_inputs.get("encoder_outputs"))
+        hidden, lengths = cast(Tensor, encoded.last_hidden_state), None
+        if encoded.attention_mask is not None:
+            lengths = encoded.attention_mask.sum(-1)
+            hidden = hidden[:, : max(1, int(lengths.max()))]
+            lengths = None if bool((lengths == hidden.shape[1]).all()) else lengths
+        keys, values = self.model.decoder.cross_keys_values(hidden)
+        steps = self.model.decoder.steps()
+        return Decoding(steps, keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
 
     @torch.no_grad()
-    def decode(self, input_ids: Tensor, cache: DecoderCache) -> Tensor:
+    def decode(self, input_ids: Tensor, cache: Decoding) -> Tensor:
         """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n)."""
         decoder = self.model.decoder
-        x = decoder.embed(input_ids) + decoder.positions(cache.length, input_ids.shape[1])
-        last = decoder.run(x, cache.cross_keys, cache.cross_values, cache.cross_lengths, None, cache, Record())
+        x = decoder.embed_tokens(input_ids) + decoder.positions(cache.length, input_ids.shape[1])
+        last = decoder.run(cache.steps, x, cache.cross_keys, cache.cross_values, cache.cross_lengths, cache=cache)
         return self.proj_out(last[:, -1])
 
 

@@ -94,7 +94,8 @@ class CohereAsrProcessor(ProcessorMixin):
         inputs = self.feature_extractor(clips, sampling_rate=sampling_rate, **kwargs)
         inputs["decoder_input_ids"] = torch.tensor([prompt] * len(inputs["input_features"]))
         if text is not None:
-            options = {"padding": True, "padding_side": "right", "add_special_tokens": False} | (text_kwargs or {})
+            options: dict[str, Any] = {"padding": True, "padding_side": "right", "add_special_tokens": False}
+            options |= text_kwargs or {}
             ids = self.tokenizer([text] if isinstance(text, str) else text, return_tensors="pt", **options)
             inputs["labels"] = ids["input_ids"]
         return inputs.convert_to_tensors(return_tensors, skip_tensor_conversion=("audio_chunk_index",))
