@@ -77,7 +77,9 @@ class Subject:
         """Hold outputs (of those rows of the batch) to the float64 oracle of a call with `inputs`."""
         exact = {n: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()}
         oracles = self.specified(self.run(exact, "reference"), inputs)
-        plains = self.specified(self.run(inputs, "reference"), inputs)
+        # Left to itself cuDNN convolves float32 in TF32, whose error would then be allowed to the kernel.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            plains = self.specified(self.run(inputs, "reference"), inputs)
         assert len(outputs) == len(oracles), f"{len(outputs)} outputs where the reference gives {len(oracles)}"
         for index, (got, plain, oracle) in enumerate(zip(outputs, plains, oracles, strict=True)):
             assert got.dtype == plain.dtype, f"output {index} is {got.dtype}, the reference's {plain.dtype}"

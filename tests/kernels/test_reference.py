@@ -5,7 +5,6 @@ import pytest
 from fastspeech.kernels.spec import all_specs
 from fastspeech.kernels.verify import CHECKS, plan
 
-
 PLANNED = [
     pytest.param(check, subject, id=f"{check}-{subject}")
     for spec in all_specs()
