@@ -27,7 +27,7 @@ _PACKAGES = (
 def examine() -> dict[str, Any]:
     """The findings, ready for JSON.
 
-    "versions": of the packages, None where one is not installed. "devices": what torch sees. "backend": the one in
+    "versions": of the packages, None where there is none. "devices": what torch sees. "backend": the one in
     force. "ops": for each op and device "served_by", and for each other implementation why it is not that. Each is
     made to compute the first of the op's ordinary cases, in the dtype models use there, so that what is said to
     serve has served; "error" tells of one that failed, and is then what a model would meet.
@@ -43,7 +43,7 @@ def examine() -> dict[str, Any]:
 
 def report(findings: dict[str, Any]) -> str:
     """The findings as tables for people."""
-    versions = [[name, version or "not installed"] for name, version in findings["versions"].items()]
+    versions = [[name, version or "none"] for name, version in findings["versions"].items()]
     devices = [[device["name"], device["description"]] for device in findings["devices"]]
     ops = [
         [
