@@ -32,7 +32,7 @@ def log_mel(
         left = (n_fft - window.shape[0]) // 2
         centred = F.pad(window, (left, n_fft - window.shape[0] - left))
         frames = F.pad(emphasised, (n_fft // 2, n_fft // 2)).unfold(1, n_fft, hop) * centred
-    spectrum = torch.view_as_real(torch.fft.rfft(frames))
-    power = spectrum.square().sum(-1)
+    real, imaginary = torch.view_as_real(torch.fft.rfft(frames)).unbind(-1)
+    power = torch.addcmul(real.square(), imaginary, imaginary)
     energy = power @ mel.T
     return (energy + log_offset).clamp(min=log_floor).log()

@@ -89,7 +89,7 @@ class CohereAsrModel(CohereAsrPreTrainedModel):
         else:
             encoded = self.encoded(input_features, attention_mask, encoder_outputs, with_states, with_weights)
             keys, values = decoder.cross_keys_values(cast(Tensor, encoded.last_hidden_state))
-            cross = list(keys), list(values), valid_lengths(encoded)
+            cross = tuple(keys), tuple(values), valid_lengths(encoded)
             if use_cache:
                 cache = DecoderCache(keys, values, _FIRST_CAPACITY, cross_lengths=cross[2])
 
