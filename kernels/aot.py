@@ -27,7 +27,6 @@ import triton
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from triton.backends.compiler import GPUTarget
-from triton.runtime.autotuner import Autotuner
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
@@ -101,11 +100,6 @@ class _Pointer:
         return self._address
 
 
-def _each_configuration(tuner: Autotuner, *args: Any, **kwargs: Any) -> None:
-    for config in tuner.configs:
-        tuner.fn.run(*args, **kwargs, **config.all_kwargs())
-
-
 @contextmanager
 def _intercepted(index: int, capability: int, seen: Callable[..., None]) -> Iterator[None]:
     """Within the block a Triton launch compiles its kernel, for the capability, and reports to `seen` instead."""
@@ -122,7 +116,6 @@ def _intercepted(index: int, capability: int, seen: Callable[..., None]) -> Iter
     try:
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
-            stack.enter_context(mock.patch.object(Autotuner, "run", _each_configuration))
             # A build of torch without CUDA has fake CUDA tensors, but no devices to select or ask.
             stack.enter_context(mock.patch.object(torch.cuda, "device", lambda device: nullcontext()))
             ability = divmod(capability, 10)
