@@ -130,12 +130,12 @@ def read_json_if_any(folder: Path, name: str) -> dict[str, Any]:
 
 @contextmanager
 def blaming(path: Path) -> Iterator[None]:
-    """Turn the TypeError or ValueError of whoever reads the contents of `path` into a CheckpointError naming it."""
+    """Turn what bad values in `path` make their reader raise into a CheckpointError that names it."""
     try:
         yield
     except CheckpointError:
         raise
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 

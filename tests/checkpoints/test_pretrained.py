@@ -256,6 +256,8 @@ def test_a_bad_generation_config_is_named(checkpoint):
         ({"width": 0}, r"config\.json: width must be positive, got 0"),
         ({"width": "wide"}, r"config\.json: "),
         ({"dtype": "int8"}, r"config\.json: dtype must be"),
+        ({"vocab_size": "five"}, "toy: "),
+        ({"vocab_size": -5}, "toy: .*negative"),
     ],
 )
 def test_a_bad_config_is_named(checkpoint, fields, fault):
