@@ -17,6 +17,7 @@ _HOME = {
     "AutoModelForSpeechSeq2Seq": "auto",
     "AutoProcessor": "auto",
     "AutoTokenizer": "auto",
+    "AutomaticSpeechRecognitionPipeline": "pipelines",
     "CheckpointError": "errors",
     "CohereAsrConfig": "models.cohere_asr",
     "CohereAsrFeatureExtractor": "models.cohere_asr",

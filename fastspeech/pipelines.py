@@ -4,7 +4,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from fastspeech.audio.check import check_samples
 from fastspeech.audio.load import load_audio, resample
 from fastspeech.audio.source import source_name
 from fastspeech.auto import AutoModelForSpeechSeq2Seq, AutoProcessor, family_of_type
+from fastspeech.checkpoints.config import parse_dtype
+from fastspeech.checkpoints.loading import choose_device
 from fastspeech.errors import AudioError
 from fastspeech.transcripts import Segment, Transcript
 
@@ -73,20 +74,20 @@ def pipeline(
         raise ValueError(f"there is no task {task!r}, only {TASK!r}")
     model = DEMO if model is None else model
     dtype = torch_dtype if dtype is None else dtype
-    place = _device(device if device is not None else device_map)
+    asked = device if device is not None else device_map
     if isinstance(model, str | os.PathLike):
         where = {"revision": revision, "token": token}
         if processor is None:
             processor = AutoProcessor.from_pretrained(model, **where)
-        place = place or _device("auto")
-        assert place is not None
+        place = _device("auto" if asked is None else asked)
         if dtype is None:
             dtype = "auto" if place.type == "cuda" else torch.float32
         model = AutoModelForSpeechSeq2Seq.from_pretrained(
             model, **where, dtype=dtype, device_map=place, **(model_kwargs or {})
         )
     else:
-        model = model.to(device=place, dtype=dtype)
+        kept = dtype is None or dtype == "auto"
+        model = model.to(device=None if asked is None else _device(asked), dtype=None if kept else parse_dtype(dtype))
     if isinstance(processor, str | os.PathLike):
         processor = AutoProcessor.from_pretrained(processor, revision=revision, token=token)
     if tokenizer is not None or feature_extractor is not None:
@@ -102,14 +103,8 @@ def pipeline(
     return AutomaticSpeechRecognitionPipeline(model, processor, **options)
 
 
-def _device(device: Any) -> torch.device | None:
-    if device is None:
-        return None
-    if isinstance(device, int):
-        return torch.device("cpu") if device < 0 else torch.device("cuda", device)
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+def _device(device: Any) -> torch.device:
+    return torch.device("cpu") if isinstance(device, int) and device < 0 else choose_device(device)
 
 
 @dataclass
@@ -375,7 +370,7 @@ def _samples(item: Any, name: str, rate: int) -> Any:
     if samples is None:
         raise AudioError(f"{name}: a dictionary needs the samples as 'raw' or 'array', and their 'sampling_rate'")
     given = item.get("sampling_rate")
-    if not isinstance(given, Integral) or given < 1:
+    if not isinstance(given, int | np.integer) or not 0 < given < 10_000_000:
         raise AudioError(f"{name}: sampling_rate is {given!r}; state the rate of the samples in Hz")
     if given == rate:
         return samples

@@ -130,6 +130,8 @@ BAD: list[tuple[Any, str]] = [
     (np.zeros((2, 16000)), r"input 1: shape \(2, 16000\)"),
     ({"raw": np.zeros(16000)}, "input 1: sampling_rate is None; state the rate"),
     ({"raw": np.zeros(16000), "sampling_rate": 0}, "input 1: sampling_rate is 0"),
+    ({"raw": np.zeros(16000), "sampling_rate": 10**12}, "input 1: sampling_rate is 1000000000000"),
+    ({"raw": np.zeros(16000), "sampling_rate": 9_999_999}, r"input 1: \d\d samples are too short"),
     ({"sampling_rate": 16000}, "input 1: a dictionary needs the samples"),
     ({"path": "b.wav", "array": np.zeros((2, 9)), "sampling_rate": 8000}, r"b\.wav: shape"),
     (encode(np.full((1, 8000), np.nan, np.float32), 16000, codec="pcm_f32le"), "8000 samples are NaN"),
@@ -171,7 +173,11 @@ def test_what_the_limit_of_tokens_cuts_is_marked(recognise: AutomaticSpeechRecog
     ]
     assert transcript.truncated == any(segment.truncated for segment in transcript.segments)
     assert "truncated" not in recognise(noise(2), eos_token_id=[0, clock.tokenizer.eos_token_id])
-    assert recognise(noise(2), eos_token_id=0)["truncated"], "nothing said that the text was at its end"
+    for never_said in (
+        0,
+        clock.tokenizer.convert_tokens_to_ids("▁"),
+    ):  # the second is in the prompt, which ends nothing
+        assert recognise(noise(2), eos_token_id=never_said)["truncated"]
 
 
 def test_silence_and_blank_chunks_give_no_text(recognise: AutomaticSpeechRecognitionPipeline, clock: Clock) -> None:
@@ -250,6 +256,16 @@ def test_a_checkpoint_folder(tmp_path: Path) -> None:
         inputs = processor(clip, language="en", sampling_rate=16000)
         text = processor.decode(model.generate(**inputs, max_new_tokens=8), skip_special_tokens=True)[0]
         assert result["text"] == text.strip() != ""
+
+
+def test_a_model_that_is_given_is_moved_only_where_that_is_asked(tmp_path: Path) -> None:
+    model, parts = tiny_cohere.model(), tiny_cohere.processor()
+    pipeline(model=model.bfloat16(), processor=parts)
+    assert model.dtype == torch.bfloat16
+    pipeline(model=model.train(), processor=parts, device=-1, torch_dtype="float32")
+    assert model.dtype == torch.float32 and model.device.type == "cpu" and not model.training
+    folder = tiny_cohere.save(tmp_path)
+    assert pipeline(model=folder, processor=folder, device_map="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
 
 
 def test_a_model_that_is_given_needs_a_processor(clock: Clock) -> None:
