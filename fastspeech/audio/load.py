@@ -28,12 +28,13 @@ def load_audio(
         max_duration_s: the longest sound that is accepted. It bounds the memory used, whatever a file claims.
 
     Returns:
-        float32 samples (n,), nominally in [-1, 1]; channels are averaged. n = ceil(seconds * sampling_rate).
+        float32 samples (n,), nominally in [-1, 1]; channels are averaged. n is seconds * sampling_rate, rounded up or
+        down.
 
     Raises:
         AudioError: the source is missing, empty, not media, without sound, too long, corrupt or truncated. Sound is
-            never silently shortened: a decoding error, a hole or a missing end is an error. (An end that is missing
-            exactly at a packet of a format that states no length cannot be told.)
+            never silently shortened: a decoding error, a hole or a missing end is an error. (Damage that a format
+            has no checksum for cannot be told, nor a missing end where it states no length.)
         TypeError: the source is of none of the kinds above.
     """
     if sampling_rate < 1:
@@ -53,7 +54,7 @@ def load_audio(
 
 
 def resample(samples: NDArray[np.float32], rate: int, sampling_rate: int) -> NDArray[np.float32]:
-    """Mono float32 samples (n,) at `rate` Hz as ceil(n * sampling_rate / rate) samples at `sampling_rate` Hz."""
+    """Mono float32 samples (n,), n > 0, at `rate` Hz, as about n * sampling_rate / rate of them at `sampling_rate` Hz."""
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="fltp", layout="mono")
     frame.sample_rate = rate
     mixer = _Mixer(sampling_rate)
