@@ -54,7 +54,7 @@ def load_audio(
 
 
 def resample(samples: NDArray[np.float32], rate: int, sampling_rate: int) -> NDArray[np.float32]:
-    """Mono float32 samples (n,), n > 0, at `rate` Hz, as about n * sampling_rate / rate of them at `sampling_rate` Hz."""
+    """Mono float32 samples (n,), n > 0, at `rate` Hz, resampled: about n * sampling_rate / rate of them."""
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format="fltp", layout="mono")
     frame.sample_rate = rate
     mixer = _Mixer(sampling_rate)
