@@ -163,7 +163,9 @@ def rows(subject: Subject) -> None:
     batched = {name: v for name, v in inputs.items() if name in subject.spec.batched and v is not None}
     for row in range(len(next(iter(batched.values())))):
         mine = {**inputs, **{name: v[row : row + 1] for name, v in batched.items()}}
-        subject.judge(subject.specified(subject.run(mine), mine), inputs, slice(row, row + 1))
+        alone = subject.specified(subject.run(mine), mine)
+        if not all(torch.equal(a, o[row : row + 1]) for a, o in zip(alone, subject.clean, strict=True)):
+            subject.judge(alone, inputs, slice(row, row + 1))
         loud = {name: torch.full_like(v, float("nan")) for name, v in _floats(batched).items()}
         for name, v in loud.items():
             v[row] = inputs[name][row]
