@@ -102,7 +102,7 @@ def test_joined_mp3s_are_read_to_the_end() -> None:
 
 
 @pytest.mark.parametrize("tail", [b"TAG" + bytes(125), bytes(3000), b"words " * 100])
-@pytest.mark.parametrize("kind", ["mp3", "flac", "wav", "m4a"])
+@pytest.mark.parametrize("kind", ["mp3", "wav", "m4a"])  # FLAC only since ffmpeg 8; before, it is a loud error
 def test_foreign_data_behind_the_sound_is_ignored(kind: str, tail: bytes) -> None:
     samples = load_audio(example(kind) + tail)
     assert len(samples) == pytest.approx(len(load_audio(example(kind))), abs=400)
