@@ -81,7 +81,7 @@ def launch(features: Tensor, lengths: Tensor, ddof: int, eps: float, variance_fl
     with on_device_of(features):
         _cmvn[(batch * triton.cdiv(width, block),)](
             rows,
-            lengths,
+            lengths.contiguous(),
             out,
             frames,
             rows.stride(0),

@@ -106,7 +106,7 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | None) -> T
             rows,
             weight.contiguous(),
             bias.contiguous(),
-            lengths,
+            None if lengths is None else lengths.contiguous(),
             out,
             frames,
             span,

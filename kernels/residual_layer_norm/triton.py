@@ -1,9 +1,10 @@
 """residual_layer_norm as one pass over memory.
 
 A program holds at least TILE values, whole rows of them, in registers: it reads x and delta and writes the sum and its
-normalised form, 4 values an element where the two operators apart move 5 and launch twice. Mean and variance come from
-the registers (the variance from centred values, so that a large mean costs no digits), and the norm is that of the
-float32 sum, not of its rounded copy.
+normalised form, 4 values an element where the two operators apart move 5 and launch twice. The norm is that of
+the float32 sum, not of its rounded copy. Mean and variance come from the registers by the corrected two-pass algorithm
+(Chan, Golub and LeVeque, The American Statistician 37, 1983): the variance from centred values, and what these still
+sum to, which the rounding of a large mean leaves behind, taken off both.
 
 For 32 x 438 rows of 1280 in bfloat16 that is 143 MB: 33 us at the 4.3 TB/s an H200 copies at. Each thread has two
 vectors of 16 bytes of either input in flight.
@@ -49,8 +50,9 @@ def _residual_layer_norm(
 
     mean = tl.sum(total, axis=1, keep_dims=True) / C
     centred = tl.where(inside, total - mean, 0.0)
-    variance = tl.sum(centred * centred, axis=1, keep_dims=True) / C
-    normed = centred * (1.0 / tl.sqrt_rn(variance + eps))
+    missed = tl.sum(centred, axis=1, keep_dims=True) / C
+    variance = tl.sum(centred * centred, axis=1, keep_dims=True) / C - missed * missed
+    normed = (centred - missed) * (1.0 / tl.sqrt_rn(tl.maximum(variance, 0.0) + eps))
     normed *= tl.load(weight + column, mask=column < C, other=0.0).to(tl.float32)
     if bias is not None:
         normed += tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)
