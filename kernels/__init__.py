@@ -11,6 +11,7 @@ from fastspeech.kernels.log_mel import log_mel
 from fastspeech.kernels.op import OPS
 from fastspeech.kernels.relpos_attention import relpos_attention
 from fastspeech.kernels.residual_layer_norm import residual_layer_norm
+from fastspeech.kernels.rope_attention import rope_attention
 
 __all__ = [
     "BACKENDS",
@@ -22,5 +23,6 @@ __all__ = [
     "log_mel",
     "relpos_attention",
     "residual_layer_norm",
+    "rope_attention",
     "use_backend",
 ]
