@@ -39,7 +39,7 @@ def beam_search(
         for rule in plan.rules:
             step = rule(beams.ids, step)
         if scores is not None:
-            scores.append(step.clone())
+            scores.append(step)
         rows = beams.extend(step, scores)
         done = beams.done()
         if all(done):
@@ -68,7 +68,7 @@ class _Beams:
     """The sequences that grow and those that have ended, num_beams of each an utterance, best first.
 
     With B utterances, K beams, and L = max_length, `_trails` (2, B * K, 2, L) int64 holds the growing sequences [0]
-    and the ended ones [1]: of each its tokens [0] and the beam that each new token came from [1].
+    and the ended ones [1]: of each its tokens [0] and the row that each new token came from [1].
     """
 
     def __init__(self, prompt: torch.Tensor, plan: Plan) -> None:
@@ -108,14 +108,13 @@ class _Beams:
         Returns (B * K,) int64: the row that each row now continues.
         """
         inputs, vocabulary = self._scores.shape[0], log_probs.shape[1]
-        totals = log_probs.view(inputs, self.beams, vocabulary).add_(self._scores[:, :, None]).flatten(1)
+        totals = (log_probs.view(inputs, self.beams, vocabulary) + self._scores[:, :, None]).flatten(1)
         if self.plan.do_sample:
             chosen = torch.multinomial(totals.softmax(-1), self.candidates)
             scores = totals.gather(1, chosen)
         else:
             scores, chosen = totals.topk(self.candidates)
-        beams, tokens = chosen // vocabulary, chosen % vocabulary
-        rows = self._first_row + beams
+        rows, tokens = self._first_row + chosen // vocabulary, chosen % vocabulary
         ends = self._that_end(rows, tokens, recorded)
 
         scores_to_grow = scores + ends * _NEVER
@@ -131,7 +130,7 @@ class _Beams:
         final = torch.where(may_end, final, final + _NEVER)
         self._ended_scores, ended = torch.cat((self._ended_scores, final), 1).topk(self.beams)
 
-        table = torch.cat((self._ended, torch.stack((rows, tokens, self._home_row + beams, may_end.long()))), 2)
+        table = torch.cat((self._ended, torch.stack((rows, tokens, rows, may_end.long()))), 2)
         picked = table.gather(2, torch.cat((growing + self.beams, ended), 1).expand(4, -1, -1))
         self._ended[3] = picked[3, :, self.beams :]
         # (4, B, 2K) to (4, 2, B * K), as the trails lie
@@ -166,14 +165,14 @@ class _Beams:
     def result(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The best num_return_sequences R of all B utterances that there were.
 
-        Returns the sequences (B * R, length) int64, their scores (B * R,) float32, and the beam of each new token
-        (B * R, new tokens) int64, cut to the longest.
+        Returns the sequences (B * R, length) int64, their scores (B * R,) float32, and the row that each new token
+        came from (B * R, new tokens) int64, cut to the longest.
         """
         self._store()
         best = self._result[:, : self.plan.returned].flatten(0, 1)
         scores = self._result_scores[:, : self.plan.returned].flatten()
         end = self.prompt_length + int((best[:, 1] != -1).sum(1).max())
-        return best[:, 0, :end], scores, best[:, 1, self.prompt_length : end]
+        return best[:, 0, :end].contiguous(), scores, best[:, 1, self.prompt_length : end].contiguous()
 
     def _that_end(
         self, rows: torch.Tensor, tokens: torch.Tensor, recorded: list[torch.Tensor] | None
@@ -202,10 +201,9 @@ class _Beams:
         """Set what depends on which utterances are there: their place in the call, and of each row's in the batch.
 
         `_ended` (4, B, K) is what a place among the ended sequences holds while it does not change: the trail, the
-        token and beam behind its end, and whether a sequence is there.
+        token and row behind its end, and whether a sequence is there.
         """
         self._home = home
-        self._home_row = home[:, None] * self.beams
         rows = torch.arange(has_ended.numel(), device=home.device).view_as(has_ended)
         self._first_row = rows[:, :1]
         self._ended = torch.stack(

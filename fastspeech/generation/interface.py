@@ -38,7 +38,8 @@ class StepModel(Protocol):
             input_ids: (rows, n) int64; row = input * rows_per_input + hypothesis.
 
         Returns:
-            (rows, vocabulary) logits after the last of them, in the model's dtype; the caller may overwrite them.
+            (rows, vocabulary) logits after the last of them, in the model's dtype. They hold until the next call, and
+            the caller may overwrite them.
         """
         ...
 

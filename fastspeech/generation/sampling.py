@@ -79,7 +79,7 @@ def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Pl
     if plan.streamer is not None:
         plan.streamer.end()
     return GenerateEncoderDecoderOutput(
-        sequences=result[:, :length],
+        sequences=result[:, :length].contiguous(),
         scores=None if scores is None else tuple(scores),
         logits=None if logits is None else tuple(logits),
         past_key_values=cache,

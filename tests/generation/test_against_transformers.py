@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 
 from tests.generation.twin import EOS, VOCABULARY, Twin, audio, their_model
 
+MANY_END = {"eos_token_id": [EOS, 5, 9, 12]}
 RECORD = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 
 
@@ -98,6 +99,7 @@ WARPERS = [
     {"top_p": 0.6},
     {"min_p": 0.2},
     {"top_h": 0.7},
+    {"top_h": 0.05},
     {"typical_p": 0.6},
     {"epsilon_cutoff": 0.05},
     {"eta_cutoff": 0.2},
@@ -110,7 +112,7 @@ WARPERS = [
 def test_sampling_draws_the_same_tokens(warper: dict[str, Any], returned: int) -> None:
     """From the same seed, and whether or not ended rows leave the batch."""
     for seed in range(3):
-        parameters = {"do_sample": True, "num_return_sequences": returned, "max_new_tokens": 14, **warper}
+        parameters = {"do_sample": True, "num_return_sequences": returned, "max_new_tokens": 14, **MANY_END, **warper}
         expected, ours, _ = both(seed, 4, **parameters, **RECORD)
         assert_same(ours, expected)
         plain, ours_plain, _ = both(seed, 4, **parameters)
@@ -120,7 +122,8 @@ def test_sampling_draws_the_same_tokens(warper: dict[str, Any], returned: int) -
 @pytest.mark.parametrize("warper", WARPERS, ids=str)
 def test_beam_search_that_draws(warper: dict[str, Any]) -> None:
     for seed in range(3):
-        parameters = {"do_sample": True, "num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8, **warper}
+        parameters = {"do_sample": True, "num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8, **MANY_END}
+        parameters |= warper
         expected, ours, _ = both(seed, 3, **parameters, **RECORD)
         assert_same(ours, expected)
         torch.testing.assert_close(ours.sequences_scores, expected.sequences_scores, atol=1e-4, rtol=0)
@@ -134,7 +137,7 @@ def test_what_leaves_the_batch_changes_nothing() -> None:
     kinds: dict[str, dict[str, Any]] = {"greedy": {}, "sampling": {"do_sample": True}, "beams": {"num_beams": 3}}
     for seed in range(10):
         for kind, parameters in kinds.items():
-            expected, sequences, ours = both(seed, 9, max_new_tokens=16, eos_token_id=[EOS, 5, 9, 12], **parameters)
+            expected, sequences, ours = both(seed, 9, max_new_tokens=16, **MANY_END, **parameters)
             assert sequences.tolist() == expected.tolist()
             assert ours.read == sorted(ours.read, reverse=True)
             shrunk[kind] += ours.read[-1] < ours.read[0]
@@ -187,6 +190,25 @@ def test_functions_of_the_caller(beams: int) -> None:
                 results.append(result.sequences if record else result)
             assert results[0].tolist() == results[1].tolist()
             assert calls[-2] == calls[-1]
+
+
+def test_a_beam_search_stops_where_every_candidate_ends() -> None:
+    """Though by "never" and this length penalty, what lies a billion below could still win."""
+    for seed in range(3):
+        parameters = {"num_beams": 3, "early_stopping": "never", "length_penalty": 12.0, "max_new_tokens": 40}
+        ends = [lambda ids, scores, **kwargs: torch.full((len(ids),), ids.shape[1] > 2)]
+        expected, ours, _ = both(seed, 2, stopping_criteria=ends, **parameters)
+        assert ours.tolist() == expected.tolist()
+
+
+def test_a_forced_first_token_does_not_count_as_the_beginning() -> None:
+    for beams in (1, 3):
+        parameters = {"forced_bos_token_id": 5, "num_beams": beams, "max_new_tokens": 4}
+        expected, ours, _ = both(0, 2, **parameters)
+        suppressed = expected[:, 2].tolist()
+        expected, ours, _ = both(0, 2, begin_suppress_tokens=suppressed, **parameters)
+        assert ours.tolist() == expected.tolist()
+        assert not set(ours[:, 2].tolist()) & set(suppressed)
 
 
 def test_allowed_tokens_win_over_other_rules() -> None:

@@ -166,6 +166,23 @@ def test_half_precision(beams: int) -> None:
     assert plain.shape[1] <= 5
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_model_may_give_its_logits_in_the_same_memory_each_time(beams: int) -> None:
+    class Static(Toy):
+        memory: torch.Tensor | None = None
+
+        def decode(self, *args: Any) -> torch.Tensor:
+            logits = super().decode(*args)
+            self.memory = logits if self.memory is None else self.memory.copy_(logits)
+            return self.memory
+
+    record = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    outputs = [toy.generate(features(), num_beams=beams, max_new_tokens=4, **record) for toy in (Toy(), Static())]
+    assert outputs[0].sequences.tolist() == outputs[1].sequences.tolist()
+    for name in ("scores", "logits"):
+        assert all(torch.equal(a, b) for a, b in zip(*(output[name] for output in outputs), strict=True))
+
+
 def test_scores_are_kept_apart_from_logits() -> None:
     output = Toy().generate(
         features(),
