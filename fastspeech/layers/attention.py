@@ -1,8 +1,29 @@
-"""Scaled dot-product attention, with the weights written out where somebody asks for them."""
+"""Scaled dot-product attention, with the weights written out where somebody asks for them, and its projections."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastspeech.layers.derived import DerivingModule
+from fastspeech.layers.linear import PackedLinear
+
+
+class Projections(DerivingModule):
+    """The projections of an attention sublayer, from and to `width`."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, bias: bool, out_bias: bool) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(width, heads * head_dim, bias)
+        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias)
+        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias)
+        self.o_proj = nn.Linear(heads * head_dim, width, out_bias)
+        self._packed = PackedLinear()
+
+    def qkv(self) -> Callable[[Tensor], Tensor]:
+        """The function that gives queries, keys and values, concatenated over the last axis."""
+        return self._packed.function((self.q_proj, self.k_proj, self.v_proj))
 
 
 def attention(

@@ -1,0 +1,205 @@
+"""What encoder-decoder models share around their encoder and decoder: records, the loss, the step interface."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastspeech.generation.cache import DecoderCache
+from fastspeech.layers.decoder import Decoder, Decoding, Record
+from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+
+_FIRST_CAPACITY = 64
+"""Tokens that the cache `forward` returns has memory for at first."""
+
+
+class EncoderDecoder:
+    """Adds to a model without head what follows from its `encoder` and `decoder`."""
+
+    config: Any
+    encoder: nn.Module
+    decoder: Decoder
+
+    def get_encoder(self) -> nn.Module:
+        return self.encoder
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        return cast(nn.Module, self.decoder.embed_tokens)
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.decoder.embed_tokens = value
+
+    def freeze_encoder(self) -> None:
+        """Keep the encoder's parameters out of training."""
+        self.encoder.requires_grad_(False)
+
+    def decoded(
+        self,
+        encode: Callable[[bool, bool], BaseModelOutput],
+        decoder_input_ids: Tensor | None,
+        decoder_attention_mask: Tensor | None,
+        encoder_outputs: Any,
+        past_key_values: DecoderCache | None,
+        decoder_inputs_embeds: Tensor | None,
+        decoder_position_ids: Tensor | None,
+        use_cache: bool | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+        return_dict: bool | None,
+    ) -> Seq2SeqModelOutput | tuple[Any, ...]:
+        """What `forward` returns, by its arguments; `encode`, called with whether hidden states and attention weights
+        are wanted, gives the encoder's output where there is none yet."""
+        config, decoder = self.config, self.decoder
+        if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
+            raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
+        with_weights = config.output_attentions if output_attentions is None else output_attentions
+        with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        use_cache = config.use_cache and not torch.is_grad_enabled() if use_cache is None else use_cache
+
+        encoded = None if encoder_outputs is None else as_encoder_output(encoder_outputs)
+        cache = past_key_values
+        cross: tuple[Sequence[Tensor], Sequence[Tensor], Tensor | None]
+        if cache is not None:
+            encoded = BaseModelOutput() if encoded is None else encoded
+            cross = cache.cross_keys, cache.cross_values, cache.cross_lengths
+        else:
+            encoded = encode(with_states, with_weights) if encoded is None else encoded
+            keys, values = decoder.cross_keys_values(cast(Tensor, encoded.last_hidden_state))
+            cross = tuple(keys), tuple(values), valid_lengths(encoded)
+            if use_cache:
+                cache = DecoderCache(keys, values, _FIRST_CAPACITY, cross_lengths=cross[2])
+
+        record = Record(with_states, with_weights)
+        last = decoder.run(
+            decoder.steps(),
+            decoder_input_ids,
+            *cross,
+            inputs_embeds=decoder_inputs_embeds,
+            position_ids=decoder_position_ids,
+            token_mask=decoder_attention_mask,
+            cache=cache,
+            record=record,
+        )
+        output = Seq2SeqModelOutput(
+            last_hidden_state=last,
+            past_key_values=cache if use_cache else None,
+            decoder_hidden_states=tuple(record.hidden_states) if with_states else None,
+            decoder_attentions=tuple(record.attentions) if with_weights else None,
+            cross_attentions=tuple(record.cross_attentions) if with_weights else None,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+        )
+        return_dict = config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+
+class WithHead:
+    """Adds to an `EncoderDecoder` called `model` and its head `proj_out` the loss and the step interface."""
+
+    config: Any
+    model: Any
+    proj_out: nn.Module
+
+    def get_encoder(self) -> nn.Module:
+        return self.model.encoder
+
+    def get_decoder(self) -> nn.Module:
+        return self.model.decoder
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.proj_out
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.proj_out = new_embeddings
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.model.set_input_embeddings(value)
+
+    def freeze_encoder(self) -> None:
+        """Keep the encoder's parameters out of training."""
+        self.model.freeze_encoder()
+
+    def shifted(self, labels: Tensor) -> Tensor:
+        """The decoder's input for `labels`."""
+        return shift_tokens_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
+
+    def headed(
+        self,
+        outputs: Seq2SeqModelOutput,
+        labels: Tensor | None,
+        num_items_in_batch: int | Tensor | None,
+        return_dict: bool | None,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """What `forward` returns for the outputs of the model below."""
+        logits = self.proj_out(outputs.last_hidden_state)
+        loss = None if labels is None else sequence_loss(logits, labels, num_items_in_batch)
+        output = Seq2SeqLMOutput(
+            loss=loss, logits=logits, **{name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def hoisted(self, encoded: BaseModelOutput, rows_per_input: int, capacity: int) -> Decoding:
+        """The cache to decode with: all that decoding needs of the encoder's output, frames no row has left out."""
+        hidden, lengths = cast(Tensor, encoded.last_hidden_state), None
+        if encoded.attention_mask is not None:
+            lengths = encoded.attention_mask.sum(-1)
+            hidden = hidden[:, : max(1, int(lengths.max()))]
+            lengths = None if bool((lengths == hidden.shape[1]).all()) else lengths
+        decoder = self.model.decoder
+        keys, values = decoder.cross_keys_values(hidden)
+        return Decoding(decoder.steps(), keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
+
+    @torch.no_grad()
+    def decode(self, input_ids: Tensor, cache: Decoding) -> Tensor:
+        """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n)."""
+        cross = cache.cross_keys, cache.cross_values, cache.cross_lengths
+        return self.proj_out(self.model.decoder.run(cache.steps, input_ids, *cross, cache=cache)[:, -1])
+
+
+def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
+    """Encoder outputs as a record: given as one, as a tuple, or as transformers' record."""
+    if isinstance(encoder_outputs, BaseModelOutput):
+        return encoder_outputs
+    if isinstance(encoder_outputs, (tuple, list)):
+        return BaseModelOutput(*encoder_outputs[:3])
+    return BaseModelOutput(
+        encoder_outputs.last_hidden_state, attention_mask=getattr(encoder_outputs, "attention_mask", None)
+    )
+
+
+def valid_lengths(encoded: BaseModelOutput) -> Tensor | None:
+    """(B,) int64 valid encoder frames; None where all are, which on a GPU is not asked."""
+    mask = encoded.attention_mask
+    if mask is None or (mask.device.type == "cpu" and bool(mask.all())):
+        return None
+    return mask.sum(-1)
+
+
+def shift_tokens_right(labels: Tensor, pad_token_id: int | None, decoder_start_token_id: int | None) -> Tensor:
+    """The decoder's input for `labels` (B, U): the start token, then all labels but the last, padding for -100."""
+    if pad_token_id is None or decoder_start_token_id is None:
+        raise ValueError("labels need config.pad_token_id and config.decoder_start_token_id, or decoder_input_ids")
+    shifted = F.pad(labels[:, :-1], (1, 0), value=decoder_start_token_id)
+    return shifted.masked_fill(shifted == -100, pad_token_id)
+
+
+def sequence_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits (B, U, V) against labels (B, U), -100 left out: the mean, or the sum over `count`."""
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} and decoder inputs {tuple(logits.shape[:2])} must agree; "
+            "leave the decoder inputs out to have them made of the labels"
+        )
+    reduction = "mean" if count is None else "sum"
+    loss = F.cross_entropy(logits.float().flatten(0, 1), labels.to(logits.device).flatten(), reduction=reduction)
+    return loss if count is None else loss / count
