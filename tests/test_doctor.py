@@ -61,6 +61,12 @@ def test_a_kernel_that_fails_is_what_a_model_would_meet(spec: OpSpec, monkeypatc
     assert asked == ["triton", "reference"]
 
 
+def test_a_cpu_call_goes_to_the_reference_whatever_could_serve_it(spec: OpSpec) -> None:
+    """As under TRITON_INTERPRET=1, where Triton kernels run on CPU tensors."""
+    row = doctor._examine_op(dataclasses.replace(spec, call=lambda **inputs: None), torch.device("cpu"))
+    assert row["served_by"] == "reference" and row["others"] == {"triton": "could, but is not asked"}
+
+
 def test_what_refuses_is_passed_over(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.dispatch, "choose_inline", lambda args: False)
     row = doctor._examine_op(spec, torch.device("cpu"))
