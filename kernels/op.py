@@ -73,6 +73,7 @@ class Op:
         _library.define(f"{self.name}_backward(Tensor?[] grads, {inputs}, bool[] needs) -> Tensor[]")
         _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastspeech::{self.name}_backward", _fake_backward, lib=_library)
+        torch.library.register_autograd(f"fastspeech::{self.name}_backward", _no_second_backward, lib=_library)
         self._backward_op = getattr(torch.ops.fastspeech, f"{self.name}_backward").default
 
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -103,6 +104,10 @@ def _fake_backward(grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]
     *args, needs = args_needs
     wanted = [a for a, need in zip(args, needs, strict=True) if need]
     return [torch.empty_like(a, memory_format=torch.contiguous_format) for a in wanted]
+
+
+def _no_second_backward(ctx: Any, *grads: Any) -> Any:
+    raise NotImplementedError("an op of fastspeech has no second derivatives, except in its reference on the CPU")
 
 
 def _owned(result: Tensor, args: tuple[Any, ...]) -> Tensor:

@@ -1,13 +1,15 @@
 """The ops as PyTorch sees them: schema, fakes, gradients, and the compiler, inline on the CPU and registered."""
 
+import kernel_seeds
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
-from fastspeech.kernels import dispatch, use_backend
+from fastspeech.kernels import OPS, dispatch, use_backend
 from fastspeech.kernels.aot import fake_cuda, positional
+from fastspeech.kernels.op import Op
 from fastspeech.kernels.spec import all_specs
 
 SPECS = {spec.name: spec for spec in all_specs()}
@@ -80,6 +82,45 @@ def test_gradients_of_some_inputs_only(spec, path):
             outputs = outputs_of(spec.call(**{**inputs, name: one}))
             sum(o.square().sum() for o in outputs).backward()
             torch.testing.assert_close(one.grad, value.grad)
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS.values() if OPS[s.name].returns > 1], ids=lambda spec: spec.name)
+def test_gradients_through_one_output(spec, monkeypatch):
+    shape = first(spec, "odd").shape
+    for index in range(OPS[spec.name].returns):
+        inline, registered = (inputs_of(spec, shape, torch.float64, grad=True) for _ in range(2))
+        outputs_of(spec.call(**inline))[index].square().sum().backward()
+        with monkeypatch.context() as patch, use_backend("reference"):
+            patch.setattr(dispatch, "choose_inline", lambda args: False)
+            outputs_of(spec.call(**registered))[index].square().sum().backward()
+        for name, value in inline.items():
+            if isinstance(value, Tensor) and value.grad is not None:
+                torch.testing.assert_close(registered[name].grad, value.grad)
+
+
+def test_second_derivatives_are_refused_not_dropped(monkeypatch):
+    monkeypatch.setattr(dispatch, "choose_inline", lambda args: False)
+    x = torch.ones(1, 3, requires_grad=True)
+    weight = torch.ones(3, requires_grad=True)
+    with use_backend("reference"):
+        y = kernel_seeds.SPEC.call(x, weight, torch.tensor([3]), 1.0)
+    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        grad.sum().backward()
+
+
+def seeded_view(x: Tensor) -> Tensor:
+    """A reference that gives back its input, turned."""
+    return x.T
+
+
+def test_an_op_owns_its_outputs_whatever_views_its_reference_gives():
+    op = Op(seeded_view, lambda x: x.new_empty(x.shape[::-1]), ())
+    for x in (torch.ones(2, 3), torch.ones(1, 3)):
+        y = op.overload(x)
+        assert y.is_contiguous()
+        assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        torch.library.opcheck(op.overload, (x,))
 
 
 @each_spec
