@@ -92,12 +92,13 @@ class CohereAsrProcessor(ProcessorMixin):
         clips = [_mono(clip, f"audio {i}") for i, clip in enumerate([audio] if single else as_clips(audio))]
         return_tensors = kwargs.pop("return_tensors", "pt")
         inputs = self.feature_extractor(clips, sampling_rate=sampling_rate, **kwargs)
-        inputs["decoder_input_ids"] = torch.tensor([prompt] * len(inputs["input_features"]))
+        device = inputs["input_features"].device
+        inputs["decoder_input_ids"] = torch.tensor([prompt] * len(inputs["input_features"]), device=device)
         if text is not None:
             options: dict[str, Any] = {"padding": True, "padding_side": "right", "add_special_tokens": False}
             options |= text_kwargs or {}
             ids = self.tokenizer([text] if isinstance(text, str) else text, return_tensors="pt", **options)
-            inputs["labels"] = ids["input_ids"]
+            inputs["labels"] = ids["input_ids"].to(device)
         return inputs.convert_to_tensors(return_tensors, skip_tensor_conversion=("audio_chunk_index",))
 
     def decode(
@@ -143,8 +144,12 @@ def _joined(texts: list[str], index: Sequence[tuple[int, int | None]], separator
 
 
 def _mono(clip: Any, name: str) -> Any:
-    """A clip whose channels, where it has any, are averaged."""
-    if not isinstance(clip, (np.ndarray, torch.Tensor)) or clip.ndim != 2:
+    """A clip whose channels, where it has any, are averaged. What else may be wrong with it is left to others."""
+    if isinstance(clip, np.ndarray):
+        floating = np.issubdtype(clip.dtype, np.floating)
+    else:
+        floating = isinstance(clip, torch.Tensor) and clip.is_floating_point()
+    if not floating or clip.ndim != 2:
         return clip
     if clip.shape[0] > _MOST_CHANNELS:
         raise AudioError(

@@ -1,0 +1,104 @@
+"""Moonshine's decoder, with the parameter names of transformers."""
+
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastspeech.kernels.rope_attention.reference import rotate, turns
+from fastspeech.layers.activations import activation
+from fastspeech.layers.attention import Projections
+from fastspeech.layers.decoder import Decoder, Entry, Map, Step
+from fastspeech.layers.derived import Derived
+from fastspeech.layers.linear import direct
+from fastspeech.layers.residual import add_and_norm
+from fastspeech.layers.rotary import inverse_frequencies
+from fastspeech.models.moonshine.config import MoonshineConfig
+
+
+class GatedMLP(nn.Module):
+    """fc2(a * act(b)), a and b the halves of fc1."""
+
+    def __init__(self, config: MoonshineConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = activation(config.decoder_hidden_act)
+
+    def function(self) -> Map:
+        """The sublayer as a function of its present parameters."""
+        up, act, down = direct(self.fc1), self.activation, direct(self.fc2)
+
+        def run(h: Tensor) -> Tensor:
+            value, gate = up(h).chunk(2, dim=-1)
+            return down(act(gate) * value)
+
+        return run
+
+
+class Layer(nn.Module):
+    """The parameters of one layer, which `Decoder.run` runs."""
+
+    def __init__(self, config: MoonshineConfig) -> None:
+        super().__init__()
+        width, heads = config.hidden_size, config.decoder_num_attention_heads
+        sizes = (width, heads, cast(int, config.decoder_num_key_value_heads), width // heads)
+        self.self_attn = Projections(*sizes, config.attention_bias, False)
+        self.encoder_attn = Projections(*sizes, config.attention_bias, False)
+        self.mlp = GatedMLP(config)
+        self.input_layernorm = nn.LayerNorm(width, bias=False)
+        self.post_attention_layernorm = nn.LayerNorm(width, bias=False)
+        self.final_layernorm = nn.LayerNorm(width, bias=False)
+
+    def step(self, next_norm: nn.LayerNorm) -> Step:
+        """The layer as functions of its present parameters."""
+        return Step(
+            qkv=self.self_attn.qkv(),
+            out=direct(self.self_attn.o_proj),
+            norm_cross=add_and_norm(self.post_attention_layernorm),
+            cross_q=direct(self.encoder_attn.q_proj),
+            cross_out=direct(self.encoder_attn.o_proj),
+            norm_mlp=add_and_norm(self.final_layernorm),
+            mlp=self.mlp.function(),
+            norm_next=add_and_norm(next_norm),
+        )
+
+
+class MoonshineDecoder(Decoder):
+    """Tokens and encoder frames to hidden states."""
+
+    def __init__(self, config: MoonshineConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.heads, self.kv_heads = config.decoder_num_attention_heads, cast(int, config.decoder_num_key_value_heads)
+        self.head_dim, self.dropout = config.hidden_size // self.heads, config.attention_dropout
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.decoder_num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, bias=False)
+        self._inv_freq = Derived()
+
+    def cross_maps(self) -> list[nn.Linear]:
+        cross = [layer.encoder_attn for layer in self._layers()]
+        return [linear for attention in cross for linear in (attention.k_proj, attention.v_proj)]
+
+    def enter(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None, past: int
+    ) -> Entry:
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if position_ids is None:
+            position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
+        weight = self.norm.weight
+        inv_freq = self._inv_freq.get(
+            (weight,), lambda: inverse_frequencies(self.config, self.head_dim, weight.device)
+        )
+        turn = partial(rotate, by=turns(inv_freq, position_ids), interleaved=True)
+        return Entry(x, self._layers()[0].input_layernorm(x), turn)
+
+    def steps(self) -> list[Step]:
+        layers = self._layers()
+        following = [*(layer.input_layernorm for layer in layers[1:]), self.norm]
+        return [layer.step(norm) for layer, norm in zip(layers, following, strict=True)]
+
+    def _layers(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))

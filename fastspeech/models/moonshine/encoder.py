@@ -1,0 +1,219 @@
+"""Moonshine's encoder: convolutions over raw samples and a Transformer, with the parameter names of transformers."""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastspeech.kernels import rope_attention
+from fastspeech.layers.activations import activation
+from fastspeech.layers.attention import Projections, attention
+from fastspeech.layers.derived import Derived, DerivingModule
+from fastspeech.layers.residual import add_and_norm
+from fastspeech.layers.rotary import inverse_frequencies, rotated
+from fastspeech.models.moonshine.config import MoonshineConfig
+from fastspeech.outputs import BaseModelOutput
+
+MINIMUM_SAMPLES = 895
+"""What the first frame hears; each further frame hears 384 samples more."""
+
+HOP = 384
+
+
+def frames_of(samples: Any) -> Any:
+    """Encoder frames of so many samples (an int or a tensor of them)."""
+    return (samples - MINIMUM_SAMPLES) // HOP + 1
+
+
+class MLP(nn.Module):
+    def __init__(self, config: MoonshineConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = activation(config.encoder_hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    """A pre-norm layer, from one norm to the next."""
+
+    def __init__(self, config: MoonshineConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads, self.kv_heads = config.encoder_num_attention_heads, cast(int, config.encoder_num_key_value_heads)
+        self.head_dim = width // self.heads
+        self.dropout = config.attention_dropout
+        self.self_attn = Projections(width, self.heads, self.kv_heads, self.head_dim, config.attention_bias, False)
+        self.mlp = MLP(config)
+        self.input_layernorm = nn.LayerNorm(width, bias=False)
+        self.post_attention_layernorm = nn.LayerNorm(width, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        h: Tensor,
+        next_norm: nn.LayerNorm,
+        inv_freq: Tensor,
+        lengths: Tensor | None,
+        with_weights: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x (B, T, hidden) and its norm h to the same after the layer; with the attention weights where asked for."""
+        y, weights = self._attention(h, inv_freq, lengths, with_weights)
+        x, h = add_and_norm(self.post_attention_layernorm)(x, self.self_attn.o_proj(y.flatten(2)))
+        x, h = add_and_norm(next_norm)(x, self.mlp(h))
+        return x, h, weights
+
+    def _attention(
+        self, h: Tensor, inv_freq: Tensor, lengths: Tensor | None, with_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        by_head = self.self_attn.qkv()(h).unflatten(-1, (-1, self.head_dim))
+        q, k, v = by_head.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        dropout = self.dropout if self.training else 0.0
+        if not with_weights and not dropout:
+            return rope_attention(q, k, v, inv_freq, lengths=lengths), None
+        positions = torch.arange(h.shape[1], device=h.device)[None]
+        q, k = (rotated(side, inv_freq, positions) for side in (q, k))
+        mask = None if lengths is None else (positions < lengths[:, None])[:, None, None]
+        q, k, v = (side.transpose(1, 2) for side in (q, k, v))
+        return attention(q, k, v, mask, False, dropout, with_weights)
+
+
+class MoonshineEncoder(DerivingModule):
+    """Samples to encoder frames, 125/3 of them a second."""
+
+    def __init__(self, config: MoonshineConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.conv1 = nn.Conv1d(1, width, 127, 64, bias=False)
+        self.conv2 = nn.Conv1d(width, 2 * width, 7, 3)
+        self.conv3 = nn.Conv1d(2 * width, width, 3, 2)
+        self.groupnorm = nn.GroupNorm(1, width, eps=1e-5)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.encoder_num_hidden_layers))
+        self.layer_norm = nn.LayerNorm(width, bias=False)
+        self._inv_freq = Derived()
+        self._folded = Derived()
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        exact_batching: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encode a batch of clips.
+
+        Args:
+            input_values: (B, samples) floating, 895 samples or more; 0 behind a clip's end.
+            attention_mask: (B, samples), true (or 1) at a clip's samples, which come first; None where all are.
+            exact_batching: by default what the configuration says; see `MoonshineConfig`.
+
+        Returns:
+            `BaseModelOutput` with last_hidden_state (B, T, hidden), T = (samples - 895) // 384 + 1, and attention_mask
+            (B, T) int32 where a mask was given; a tuple with `return_dict=False`. Frames behind a clip's end are
+            finite and mean nothing. Frame t hears the samples from 384 t to 384 t + 894. By default it counts as
+            valid where the first of them is, as in transformers; with exact_batching where all are.
+
+        Raises:
+            ValueError: samples of another rank, or fewer than 895.
+        """
+        config = self.config
+        if input_values.dim() != 2 or input_values.shape[1] < MINIMUM_SAMPLES:
+            raise ValueError(
+                f"input_values must be (batch, {MINIMUM_SAMPLES} samples or more), got {tuple(input_values.shape)}"
+            )
+        exact = config.exact_batching if exact_batching is None else exact_batching
+        with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        with_weights = config.output_attentions if output_attentions is None else output_attentions
+        frames = frames_of(input_values.shape[1])
+        samples = valid = None
+        if attention_mask is not None and exact:
+            samples = attention_mask.sum(-1)
+            valid = frames_of(samples).clamp(min=0)
+        elif attention_mask is not None:
+            valid = attention_mask[:, ::HOP][:, :frames].sum(-1)
+        lengths = valid
+        # On a GPU the question whether all rows are full would wait for it; there the masks are free.
+        if valid is not None and valid.device.type == "cpu" and int(valid.min()) == frames:
+            lengths = None
+
+        x = self.stem(input_values, samples)
+        layers = cast(list[Layer], list(self.layers))
+        following = [*(layer.input_layernorm for layer in layers[1:]), self.layer_norm]
+        h = layers[0].input_layernorm(x)
+        inv_freq = self.inverse_frequencies()
+        states, attentions = [], []
+        for layer, norm in zip(layers, following, strict=True):
+            states.append(x)
+            x, h, weights = layer(x, h, norm, inv_freq, lengths, with_weights)
+            attentions.append(weights)
+        mask = None if valid is None else (torch.arange(frames, device=x.device) < valid[:, None]).int()
+        output = BaseModelOutput(
+            last_hidden_state=h,
+            hidden_states=(*states, h) if with_states else None,
+            attentions=tuple(attentions) if with_weights else None,
+            attention_mask=mask,
+        )
+        return_dict = config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def inverse_frequencies(self) -> Tensor:
+        """(pairs,) float32, the angles by which a step of one position turns."""
+        weight, head_dim = self.layer_norm.weight, self.config.hidden_size // self.config.encoder_num_attention_heads
+        return self._inv_freq.get((weight,), lambda: inverse_frequencies(self.config, head_dim, weight.device))
+
+    def stem(self, waveform: Tensor, samples: Tensor | None) -> Tensor:
+        """(B, T, hidden) of waveform (B, N); the normalisation is over all columns, or over those of (B,) `samples`.
+
+        No convolution pads, so the normalisation folds into the second one exactly: with r = 1 / std, w' = w * gain,
+        conv(r * (y - mean) * gain + shift) = r * (conv'(y) - mean * sum w') + sum w * shift.
+        """
+        if torch.is_grad_enabled():
+            y = self.conv1(waveform[:, None]).tanh()
+            mean, scale = self._statistics(y.transpose(1, 2), samples)
+            y = (y - mean) * scale * self.groupnorm.weight[:, None] + self.groupnorm.bias[:, None]
+            return F.gelu(self.conv3(F.gelu(self.conv2(y)))).transpose(1, 2)
+        first, second, gains, shifts, third = self._matrices()
+        y = F.linear(waveform.unfold(1, 127, 64), first).tanh_()
+        mean, scale = self._statistics(y, samples)
+        y = torch.addcmul(shifts - scale * mean * gains, F.linear(_windows(y, 7, 3), second), scale)
+        return F.gelu(F.linear(_windows(F.gelu(y), 3, 2), third, self.conv3.bias))
+
+    def _statistics(self, y: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / standard deviation, (B, 1, 1), of y (B, columns, hidden), in float32 and then y's dtype."""
+        wide = y.float() if y.element_size() < 4 else y
+        if samples is None:
+            variance, mean = torch.var_mean(wide, (1, 2), correction=0, keepdim=True)
+        else:
+            count = ((samples - 127) // 64 + 1).clamp(min=1)
+            inside = (torch.arange(y.shape[1], device=y.device) < count[:, None])[..., None]
+            terms = (count * y.shape[2])[:, None, None]
+            mean = (wide * inside).sum((1, 2), keepdim=True) / terms
+            variance = ((wide - mean).square() * inside).sum((1, 2), keepdim=True) / terms
+        return mean.to(y.dtype), (variance + self.groupnorm.eps).rsqrt().to(y.dtype)
+
+    def _matrices(self) -> tuple[Tensor, ...]:
+        """The convolutions as matrices of windows, time before channels, the second with the norm's gain folded in;
+        its row sums; and its bias with the norm's shift."""
+        conv1, conv2, conv3, norm = self.conv1, self.conv2, self.conv3, self.groupnorm
+
+        def lay_out() -> tuple[Tensor, ...]:
+            second, third = (conv.weight.transpose(1, 2) for conv in (conv2, conv3))
+            gained = second * norm.weight
+            gains = gained.double().sum((1, 2)).to(gained.dtype)
+            shifts = ((second * norm.bias).double().sum((1, 2)) + cast(Tensor, conv2.bias)).to(gained.dtype)
+            return conv1.weight[:, 0], gained.flatten(1), gains, shifts, third.flatten(1)
+
+        sources = (conv1.weight, conv2.weight, cast(Tensor, conv2.bias), conv3.weight, norm.weight, norm.bias)
+        return self._folded.get(sources, lay_out)
+
+
+def _windows(x: Tensor, taps: int, stride: int) -> Tensor:
+    """(B, columns, taps * channels), the windows of a convolution over contiguous x (B, T, channels)."""
+    channels = x.shape[2]
+    return x.flatten(1).unfold(1, taps * channels, stride * channels)
