@@ -43,6 +43,13 @@ FAMILIES = {
         processor="CohereAsrProcessor",
         released_key="transf_decoder",
     ),
+    "moonshine": Family(
+        module="fastspeech.models.moonshine",
+        config="MoonshineConfig",
+        model="MoonshineModel",
+        generator="MoonshineForConditionalGeneration",
+        processor="Wav2Vec2Processor",
+    ),
 }
 """Every model of the library by its `model_type`."""
 

@@ -1,11 +1,32 @@
 """The rules for samples that come as arrays: what must not reach a model, and the words in which it is refused."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from fastspeech.errors import AudioError
+
+Audio = (
+    np.ndarray
+    | torch.Tensor
+    | Sequence[float]
+    | Sequence[np.ndarray]
+    | Sequence[torch.Tensor]
+    | Sequence[Sequence[float]]
+)
+"""One clip or a batch of them."""
+
+
+def as_clips(audio: Audio) -> Sequence[Any]:
+    """The clips of a batch, or the one clip that is no batch; what a clip holds is not looked at."""
+    if isinstance(audio, (np.ndarray, torch.Tensor)):
+        return list(audio) if audio.ndim > 1 else [audio]
+    if not isinstance(audio, (list, tuple)):
+        return [audio]
+    scalar = not audio or isinstance(audio[0], (int, float, np.number))
+    return [audio] if scalar else audio
 
 
 def check_samples(samples: Any, name: str = "audio", minimum: int = 1) -> torch.Tensor:

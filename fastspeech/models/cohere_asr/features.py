@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastspeech.audio.check import check_samples, check_sampling_rate
+from fastspeech.audio.check import Audio, as_clips, check_samples, check_sampling_rate
 from fastspeech.audio.mel import slaney_mel_filters
 from fastspeech.audio.split import split_at_quiet
 from fastspeech.checkpoints import BatchFeature, FeatureExtractor
@@ -25,8 +24,6 @@ LOG_GUARD = 2.0**-24
 
 EPSILON = 1e-5
 """Added to the standard deviation that features are divided by."""
-
-Audio = np.ndarray | Tensor | Sequence[float] | Sequence[np.ndarray] | Sequence[Tensor] | Sequence[Sequence[float]]
 
 
 class CohereAsrFeatureExtractor(FeatureExtractor):
@@ -246,13 +243,3 @@ def _stored_bank(folder: Path) -> Tensor:
     if stored is None:
         raise CheckpointError(f"{folder} holds no {MEL_FILTERS}; use mel_filters='slaney'")
     return stored.read().float()[0]
-
-
-def as_clips(audio: Audio) -> Sequence[Any]:
-    """The clips of a batch, or the one clip that is no batch; what a clip holds is not looked at."""
-    if isinstance(audio, (np.ndarray, torch.Tensor)):
-        return list(audio) if audio.ndim > 1 else [audio]
-    if not isinstance(audio, (list, tuple)):
-        return [audio]
-    scalar = not audio or isinstance(audio[0], (int, float, np.number))
-    return [audio] if scalar else audio

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastspeech.audio.check import check_sampling_rate
+from fastspeech.audio.check import Audio, as_clips, check_sampling_rate
 from fastspeech.checkpoints import BatchFeature, ProcessorMixin, Tokenizer
 from fastspeech.errors import AudioError
-from fastspeech.models.cohere_asr.features import Audio, CohereAsrFeatureExtractor, as_clips
+from fastspeech.models.cohere_asr.features import CohereAsrFeatureExtractor
 
 LANGUAGES = frozenset({"ar", "de", "el", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "vi", "zh"})
 """The languages that the released model was trained for."""

@@ -1,19 +1,17 @@
 """Moonshine's decoder, with the parameter names of transformers."""
 
-from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from fastspeech.kernels.rope_attention.reference import rotate, turns
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import Projections
 from fastspeech.layers.decoder import Decoder, Entry, Map, Step
 from fastspeech.layers.derived import Derived
 from fastspeech.layers.linear import direct
 from fastspeech.layers.residual import add_and_norm
-from fastspeech.layers.rotary import inverse_frequencies
+from fastspeech.layers.rotary import inverse_frequencies, rotation
 from fastspeech.models.moonshine.config import MoonshineConfig
 
 
@@ -89,11 +87,8 @@ class MoonshineDecoder(Decoder):
         if position_ids is None:
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         weight = self.norm.weight
-        inv_freq = self._inv_freq.get(
-            (weight,), lambda: inverse_frequencies(self.config, self.head_dim, weight.device)
-        )
-        turn = partial(rotate, by=turns(inv_freq, position_ids), interleaved=True)
-        return Entry(x, self._layers()[0].input_layernorm(x), turn)
+        inv_freq = self._inv_freq.get((weight,), lambda: inverse_frequencies(self.config, self.head_dim, weight.device))
+        return Entry(x, self._layers()[0].input_layernorm(x), rotation(inv_freq, position_ids))
 
     def steps(self) -> list[Step]:
         layers = self._layers()

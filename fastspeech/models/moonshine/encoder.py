@@ -11,7 +11,7 @@ from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import Projections, attention
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.residual import add_and_norm
-from fastspeech.layers.rotary import inverse_frequencies, rotated
+from fastspeech.layers.rotary import inverse_frequencies, rotation
 from fastspeech.models.moonshine.config import MoonshineConfig
 from fastspeech.outputs import BaseModelOutput
 
@@ -75,7 +75,8 @@ class Layer(nn.Module):
         if not with_weights and not dropout:
             return rope_attention(q, k, v, inv_freq, lengths=lengths), None
         positions = torch.arange(h.shape[1], device=h.device)[None]
-        q, k = (rotated(side, inv_freq, positions) for side in (q, k))
+        turn = rotation(inv_freq, positions)
+        q, k = turn(q), turn(k)
         mask = None if lengths is None else (positions < lengths[:, None])[:, None, None]
         q, k, v = (side.transpose(1, 2) for side in (q, k, v))
         return attention(q, k, v, mask, False, dropout, with_weights)
