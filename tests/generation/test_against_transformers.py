@@ -122,8 +122,8 @@ def test_sampling_draws_the_same_tokens(warper: dict[str, Any], returned: int) -
 @pytest.mark.parametrize("warper", WARPERS, ids=str)
 def test_beam_search_that_draws(warper: dict[str, Any]) -> None:
     for seed in range(3):
-        parameters = {"do_sample": True, "num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8, **MANY_END}
-        parameters |= warper
+        parameters = {"do_sample": True, "num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 14}
+        parameters |= MANY_END | warper | {"early_stopping": bool(seed)}
         expected, ours, _ = both(seed, 3, **parameters, **RECORD)
         assert_same(ours, expected)
         torch.testing.assert_close(ours.sequences_scores, expected.sequences_scores, atol=1e-4, rtol=0)
