@@ -13,7 +13,8 @@ class MoonshineConfig(PretrainedConfig):
     The rotary settings are read where transformers 5 writes them, in `rope_parameters`, else where 4 does, as
     `rope_theta`, `rope_scaling` and `partial_rotary_factor`; a saved file holds both. Names without "encoder_" or
     "decoder_" (`num_attention_heads`, ...) are the decoder's, as in transformers 5; in a file that transformers 4 wrote
-    they are the encoder's.
+    they are the encoder's. The decoder's heads need not be the encoder's. (transformers 5 then builds, and saves, a
+    decoder with the encoder's heads, and neither version runs grouped ones.)
 
     Only the default rotary type exists here. `pad_head_dim_to_multiple_of` and `max_position_embeddings` are kept for
     the file only: heads are computed as wide as they are, and positions for any length. `initializer_range` likewise: a
