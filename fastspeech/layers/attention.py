@@ -34,6 +34,7 @@ def attention(
     causal: bool = False,
     dropout: float = 0.0,
     with_weights: bool = False,
+    head_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(q k' / sqrt(head_dim)) v, and the weights (batch, heads, queries, keys) where asked for.
 
@@ -43,6 +44,7 @@ def attention(
         mask: broadcast to (batch, heads, queries, keys); boolean, true where a query sees a key, or added to scores.
         causal: query i sees keys up to i; without a mask.
         dropout: probability of dropping a weight.
+        head_mask: (heads,), a factor of each head's weights.
 
     Returns:
         (batch, queries, heads * head_dim) and the weights, before dropout, or None.
@@ -50,6 +52,8 @@ def attention(
     groups = q.shape[1] // k.shape[1]
     if not with_weights:
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=groups > 1)
+        if head_mask is not None:
+            out = out * head_mask.to(q.dtype)[:, None, None]
         return out.transpose(1, 2).flatten(2), None
     k, v = (side.repeat_interleave(groups, dim=1) for side in (k, v))
     scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
@@ -59,5 +63,7 @@ def attention(
         least = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask, least) if mask.dtype == torch.bool else (scores + mask).clamp(min=least)
     weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    if head_mask is not None:
+        weights = weights * head_mask.to(q.dtype)[:, None, None]
     out = F.dropout(weights, dropout) @ v if dropout else weights @ v
     return out.transpose(1, 2).flatten(2), weights

@@ -28,6 +28,7 @@ class Step:
         cross_q: the queries of cross-attention.
         mlp: the feed-forward sublayer.
         norm_cross, norm_mlp, norm_next: of (x, delta), x + delta and the norm of it that enters what follows.
+        head_mask, cross_head_mask: (heads,) factors of the heads of self- and cross-attention; None for all 1.
     """
 
     qkv: Map
@@ -38,6 +39,8 @@ class Step:
     norm_mlp: AddAndNorm
     mlp: Map
     norm_next: AddAndNorm
+    head_mask: Tensor | None = None
+    cross_head_mask: Tensor | None = None
 
 
 class Decoding(DecoderCache):
@@ -172,11 +175,13 @@ class Decoder(DerivingModule):
                 v = v.transpose(1, 2)
             if cache is not None:
                 k, v = cache.append(index, k, v)
-            y, weights = attention(q, k, v, mask, causal, dropout, record.with_weights)
+            y, weights = attention(q, k, v, mask, causal, dropout, record.with_weights, step.head_mask)
             x, h = step.norm_cross(x, step.out(y))
             q = step.cross_q(h).view(inputs, -1, heads, head_dim).transpose(1, 2)
             k, v = cross_keys[index], cross_values[index]
-            y, cross_weights = attention(q, k, v, cross_mask, False, dropout, record.with_weights)
+            y, cross_weights = attention(
+                q, k, v, cross_mask, False, dropout, record.with_weights, step.cross_head_mask
+            )
             x, h = step.norm_mlp(x, step.cross_out(y.view(rows, count, -1)))
             x, h = step.norm_next(x, step.mlp(h))
             if weights is not None and cross_weights is not None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastspeech.generation.cache import DecoderCache
-from fastspeech.layers.decoder import Decoder, Decoding, Record
+from fastspeech.layers.decoder import Decoder, Decoding, Record, Step
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 _FIRST_CAPACITY = 64
@@ -51,9 +51,10 @@ class EncoderDecoder:
         output_attentions: bool | None,
         output_hidden_states: bool | None,
         return_dict: bool | None,
+        steps: Callable[[], list[Step]] | None = None,
     ) -> Seq2SeqModelOutput | tuple[Any, ...]:
         """What `forward` returns, by its arguments; `encode`, called with whether hidden states and attention weights
-        are wanted, gives the encoder's output where there is none yet."""
+        are wanted, gives the encoder's output where there is none yet; `steps` in place of `decoder.steps`."""
         config, decoder = self.config, self.decoder
         if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
             raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
@@ -76,7 +77,7 @@ class EncoderDecoder:
 
         record = Record(with_states, with_weights)
         last = decoder.run(
-            decoder.steps(),
+            (steps or decoder.steps)(),
             decoder_input_ids,
             *cross,
             inputs_embeds=decoder_inputs_embeds,
@@ -140,7 +141,7 @@ class WithHead:
         return_dict: bool | None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """What `forward` returns for the outputs of the model below."""
-        logits = self.proj_out(outputs.last_hidden_state)
+        logits = self.get_output_embeddings()(outputs.last_hidden_state)
         loss = None if labels is None else sequence_loss(logits, labels, num_items_in_batch)
         output = Seq2SeqLMOutput(
             loss=loss, logits=logits, **{name: value for name, value in outputs.items() if name != "last_hidden_state"}
@@ -163,7 +164,8 @@ class WithHead:
     def decode(self, input_ids: Tensor, cache: Decoding) -> Tensor:
         """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n)."""
         cross = cache.cross_keys, cache.cross_values, cache.cross_lengths
-        return self.proj_out(self.model.decoder.run(cache.steps, input_ids, *cross, cache=cache)[:, -1])
+        last = self.model.decoder.run(cache.steps, input_ids, *cross, cache=cache)[:, -1]
+        return self.get_output_embeddings()(last)
 
 
 def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:

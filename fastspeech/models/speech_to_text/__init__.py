@@ -1,0 +1,15 @@
+"""Speech2Text (fairseq S2T): a convolutional Transformer encoder and a Transformer decoder."""
+
+from fastspeech.models.speech_to_text.config import Speech2TextConfig
+from fastspeech.models.speech_to_text.model import (
+    Speech2TextForConditionalGeneration,
+    Speech2TextModel,
+    Speech2TextPreTrainedModel,
+)
+
+__all__ = [
+    "Speech2TextConfig",
+    "Speech2TextForConditionalGeneration",
+    "Speech2TextModel",
+    "Speech2TextPreTrainedModel",
+]

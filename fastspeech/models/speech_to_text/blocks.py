@@ -1,0 +1,93 @@
+"""What Speech2Text's encoder and decoder share, with the parameter names of transformers."""
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastspeech.layers.derived import DerivingModule
+from fastspeech.layers.linear import PackedLinear, direct
+
+Map = Callable[[Tensor], Tensor]
+
+
+class Projections(DerivingModule):
+    """The projections of an attention sublayer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+        self._packed = PackedLinear()
+
+    def qkv(self) -> Map:
+        """The function that gives queries, keys and values, concatenated over the last axis."""
+        return self._packed.function((self.q_proj, self.k_proj, self.v_proj))
+
+
+def dropped(function: Map, probability: float, training: bool) -> Map:
+    """`function` with dropout of its result in training."""
+    if not training or probability == 0:
+        return function
+    return lambda x: F.dropout(function(x), probability)
+
+
+def feed_forward(fc1: nn.Linear, fc2: nn.Linear, act: Map, probability: float, training: bool) -> Map:
+    """The function fc2(act(fc1(x))), with dropout before fc2 in training."""
+    up, down = direct(fc1), direct(fc2)
+    inner = dropped(lambda h: act(up(h)), probability, training)
+    return lambda h: down(inner(h))
+
+
+class SinusoidalPositions(nn.Module):
+    """A table of positions: sin(p w_j) beside cos(p w_j), w_j = 10000^(-j / (width / 2 - 1)); zeros at the row of
+    padding (fairseq's SinusoidalPositionalEmbedding). The first position is the row behind that."""
+
+    weights: Tensor
+
+    def __init__(self, positions: int, width: int, padding: int) -> None:
+        super().__init__()
+        self.positions, self.width, self.padding = positions, width, padding
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        self.register_buffer("weights", self._table(self.positions + 2), persistent=False)
+
+    def forward(self, valid: Tensor | None, count: int, past: int, like: Tensor) -> Tensor:
+        """Positions (rows, count, width), or (1, count, width), of `count` items behind `past` others, as `like`.
+
+        valid: (rows, count) bool, false at padding, which is not counted; None where nothing is padding.
+        """
+        if (rows := self.padding + 1 + past + count) > len(self.weights):
+            # Half as many again, so that a long run does not make a table at each step.
+            self.weights = self._table(rows + rows // 2).to(self.weights)
+        if valid is None:
+            return self.weights[rows - count : rows][None].to(like.dtype)
+        numbers = (valid.cumsum(1) + past) * valid + self.padding
+        return F.embedding(numbers, self.weights).to(like.dtype)
+
+    def _table(self, rows: int) -> Tensor:
+        half = self.width // 2
+        # In float32, as the models were trained: at position 6000 its rounding is seen.
+        rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
+        angles = torch.arange(rows, dtype=torch.float32)[:, None] * rates
+        table = F.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, self.width % 2))
+        table[self.padding] = 0
+        return table
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """Weights of a new model: normal with that deviation, biases and the padding's embedding 0."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Conv1d, nn.Embedding)):
+            nn.init.normal_(part.weight, 0.0, std)
+        if isinstance(part, (nn.Linear, nn.Conv1d)) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            with torch.no_grad():
+                cast(Tensor, part.weight)[part.padding_idx].zero_()
