@@ -46,8 +46,8 @@ class Derived(Kept):
     def get(self, sources: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
         """The value of `compute()`, which depends on `sources` alone and runs only where they changed."""
         if self._seen is None or not all(map(_unchanged, sources, self._seen)):
-            # What is made in inference mode could not be used outside it.
-            with torch.inference_mode(False), torch.no_grad():
+            # What is made in inference mode could not be used outside it, what autocast rounds not without it.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
                 self._value = compute()
             self._seen = [(weakref.ref(source), source.data_ptr(), _version(source)) for source in sources]
         return self._value

@@ -1,7 +1,6 @@
 """The step from one sublayer to the next of a pre-norm residual network."""
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -10,4 +9,13 @@ from fastspeech.kernels import residual_layer_norm
 
 def add_and_norm(norm: nn.LayerNorm, scale: float = 1.0) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The function of (x, delta) that gives x + scale * delta and `norm` of it."""
-    return partial(residual_layer_norm, weight=norm.weight, bias=norm.bias, scale=scale, eps=norm.eps)
+    weight, bias, eps = norm.weight, norm.bias, norm.eps
+
+    def apply(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        if not x.dtype == delta.dtype == weight.dtype:
+            # Autocast: sublayers are narrower than parameters, and it widens what a norm is given.
+            total = x + scale * delta
+            return total, norm(total)
+        return residual_layer_norm(x, delta, weight, bias, scale, eps)
+
+    return apply

@@ -123,7 +123,9 @@ class Attention(DerivingModule):
             dropped = F.dropout(weights, self.dropout, self.training)
             y = (dropped @ v.transpose(1, 2)).transpose(1, 2)
         else:
-            y = relpos_attention(q, k, v, r, self.bias_u, self.bias_v, lengths, self.scale)
+            # Under autocast the projections are narrower than the parameters.
+            u, w = self.bias_u.to(q.dtype), self.bias_v.to(q.dtype)
+            y = relpos_attention(q, k, v, r.to(q.dtype), u, w, lengths, self.scale)
         return self.o_proj(y.flatten(2)), weights if with_weights else None
 
     def _projected(self, positions: Tensor, frames: int) -> Tensor:
@@ -153,12 +155,18 @@ class Attention(DerivingModule):
 
 
 class Convolution(DerivingModule):
-    """Pointwise convolution, GLU, depthwise convolution, BatchNorm, activation, pointwise convolution."""
+    """Pointwise convolution, GLU, depthwise convolution, BatchNorm, activation, pointwise convolution.
+
+    Raises:
+        ValueError: a depthwise filter without a middle.
+    """
 
     def __init__(self, config: ParakeetEncoderConfig) -> None:
         super().__init__()
         channels, bias = config.hidden_size, config.convolution_bias
         taps = config.conv_kernel_size
+        if taps % 2 == 0:
+            raise ValueError(f"conv_kernel_size ({taps}) must be odd")
         self.pointwise_conv1 = nn.Conv1d(channels, 2 * channels, 1, bias=bias)
         self.depthwise_conv = nn.Conv1d(channels, channels, taps, padding=taps // 2, groups=channels, bias=bias)
         self.norm = nn.BatchNorm1d(channels)
@@ -170,7 +178,11 @@ class Convolution(DerivingModule):
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """x (B, T, hidden), lengths (B,), to (B, T, hidden)."""
         x = F.linear(x, self.pointwise_conv1.weight[..., 0], self.pointwise_conv1.bias)
-        x = conformer_conv(x, *self._filter(), lengths) if self.fused and not self.training else self._plain(x, lengths)
+        if self.fused and not self.training:
+            weight, bias = self._filter()
+            x = conformer_conv(x, weight.to(x.dtype), bias.to(x.dtype), lengths)
+        else:
+            x = self._plain(x, lengths)
         return F.linear(x, self.pointwise_conv2.weight[..., 0], self.pointwise_conv2.bias)
 
     def _plain(self, x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -271,19 +283,20 @@ class ParakeetEncoder(nn.Module):
         # On a GPU the question whether all rows are full would wait for it; there the masks are free.
         if valid is not None and valid.device.type == "cpu" and int(valid.min()) == frames:
             lengths = None
-        positions = F.dropout(self._table(x), config.dropout_positions, self.training)
+        positions = F.dropout(self._table(frames), config.dropout_positions, self.training)
         x = F.dropout(x * self.input_scale if config.scale_input else x, config.dropout, self.training)
-        states, attentions = [x], []
+        states, attentions = [], []
         for layer in self._kept_layers():
+            if with_states:
+                states.append(x)
             x, weights = layer(x, positions, lengths, with_weights)
-            states.append(x)
             attentions.append(weights)
         mask = None
         if valid is not None and output_attention_mask:
             mask = (torch.arange(frames, device=x.device) < valid[:, None]).int()
         output = BaseModelOutput(
             last_hidden_state=x,
-            hidden_states=tuple(states) if with_states else None,
+            hidden_states=(*states, x) if with_states else None,
             attentions=tuple(attentions) if with_weights else None,
             attention_mask=mask,
         )
@@ -296,17 +309,16 @@ class ParakeetEncoder(nn.Module):
             return self.layers
         return [layer for layer in self.layers if torch.rand([]) >= self.config.layerdrop]
 
-    def _table(self, x: Tensor) -> Tensor:
-        """(2S - 1, hidden), the relative positions of S >= T frames for x (B, T, hidden).
+    def _table(self, frames: int) -> Tensor:
+        """(2S - 1, hidden), the relative positions of S >= `frames` frames.
 
         Without gradients one table serves all lengths up to the longest yet, as its middle.
         """
-        frames, width = x.shape[1:]
+        weight, kept = self.subsampling.linear.weight, self._positions
         if torch.is_grad_enabled():
-            return relative_positions(frames, width, x)
-        kept = self._positions
-        if kept is None or len(kept) < 2 * frames - 1 or kept.dtype != x.dtype or kept.device != x.device:
+            return relative_positions(frames, self.config.hidden_size, weight)
+        if kept is None or len(kept) < 2 * frames - 1 or kept.dtype != weight.dtype or kept.device != weight.device:
             frames = -(-frames // _POSITION_BLOCK) * _POSITION_BLOCK
             with torch.inference_mode(False):
-                self._positions = kept = relative_positions(frames, width, x)
+                self._positions = kept = relative_positions(frames, self.config.hidden_size, weight)
         return kept

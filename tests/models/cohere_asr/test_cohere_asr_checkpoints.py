@@ -79,7 +79,7 @@ def released_config(config: CohereAsrConfig) -> dict[str, Any]:
             "self_attention_model": "rel_pos",
             "untie_biases": True,
             "xscaling": encoder.scale_input,
-            "pos_emb_max_len": 5000,
+            "pos_emb_max_len": encoder.max_position_embeddings,
             "att_context_size": [-1, -1],
         },
         "transf_decoder": {
@@ -104,7 +104,9 @@ def released_config(config: CohereAsrConfig) -> dict[str, Any]:
 def save_released(folder: Path) -> CohereAsrForConditionalGeneration:
     """A random model in the released layout; returns it."""
     values = settings("three heads") | {"head_dim": None}
-    values["encoder_config"] = values["encoder_config"] | {"intermediate_size": 120}
+    # none of these as in the class's defaults, which a field that is not read would leave
+    values["encoder_config"] = values["encoder_config"] | {"intermediate_size": 120, "scale_input": True}
+    values["encoder_config"]["max_position_embeddings"] = 300
     torch.manual_seed(3)
     model = CohereAsrForConditionalGeneration(CohereAsrConfig(**values)).eval()
     for module in model.modules():

@@ -212,5 +212,7 @@ def test_configurations_refused() -> None:
         CohereAsrConfig(num_attention_heads=4, num_key_value_heads=3)
     with pytest.raises(ValueError, match=r"num_mel_bins \(23\) must be a multiple of 8"):
         ParakeetEncoder(ParakeetEncoderConfig(num_mel_bins=23, num_hidden_layers=1))
+    with pytest.raises(ValueError, match=r"conv_kernel_size \(8\) must be odd"):
+        ParakeetEncoder(ParakeetEncoderConfig(conv_kernel_size=8, num_hidden_layers=1))
     with pytest.raises(ValueError, match="unknown activation 'mish2'"):
         CohereAsrModel(CohereAsrConfig(**settings("three heads") | {"hidden_act": "mish2"}))

@@ -160,6 +160,27 @@ def test_training_after_inference_mode() -> None:
     assert all(p.grad is not None for p in ours.parameters())
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ODD)
+def test_autocast(name: str, training: bool) -> None:
+    theirs, ours = (model.train(training) for model in pair(name))
+    inputs = audio(ours) | {"labels": labels()}
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = theirs(**inputs), ours(**inputs)
+        found.loss.backward()
+        with torch.no_grad():
+            ours(**inputs)
+            ours.generate(**audio(ours), max_new_tokens=3)
+    assert found.logits.dtype == expected.logits.dtype == torch.bfloat16
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=0.02)
+    assert all(p.grad.dtype == torch.float32 for p in ours.parameters())
+    if not training:
+        # what was prepared for inference under it is not rounded
+        exact = ours(**inputs).logits
+        with torch.no_grad():
+            assert worst(ours(**inputs).logits, exact) <= 1e-4
+
+
 def test_clear_errors() -> None:
     _, ours = pair("three heads")
     inputs = audio(ours)
