@@ -91,6 +91,8 @@ class _Beams:
         self._ended_scores = prompt.new_full(shape, _NEVER, dtype=torch.float32)
         self._open = prompt.new_ones((inputs, 1), dtype=torch.bool)
         self._stuck = prompt.new_zeros((), dtype=torch.bool)
+        limits = plan.limits or (plan.max_length,)
+        self._limits = torch.tensor(limits, dtype=torch.float32, device=prompt.device)[:, None].expand(inputs, 1)
         self._number(torch.arange(inputs, device=prompt.device), prompt.new_zeros(shape))
 
         self._result = prompt.new_full((inputs, self.beams, 2, plan.max_length), plan.pad)
@@ -159,7 +161,7 @@ class _Beams:
         trails = self._trails.unflatten(1, (-1, self.beams))[:, inputs].flatten(1, 2)
         self._trails, self._spare = trails, torch.empty_like(trails)
         self._scores, self._ended_scores = self._scores[inputs], self._ended_scores[inputs]
-        self._open = self._open[inputs]
+        self._open, self._limits = self._open[inputs], self._limits[inputs]
         self._number(self._home[inputs], self._ended[3][inputs])
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -184,15 +186,15 @@ class _Beams:
             ids[:, self.length] = tokens.flatten()
             ends |= any_met(self.plan.criteria, ids, recorded).view_as(ends)
             self._stuck = ends.all()
-        return ends if self.length + 1 < self.plan.max_length else torch.ones_like(ends)
+        return ends | (self.length + 1 >= self._limits)
 
     def _close(self) -> None:
         """Close the utterances for which no growing sequence is likely to beat an ended one."""
         longest = self.plan.early_stopping == "never" and self.plan.length_penalty > 0
-        length = self.plan.max_length if longest else self.length
+        length = (self._limits if self.plan.limits else self.plan.max_length) if longest else self.length
         best = self._scores[:, :1] / (length - self.prompt_length) ** self.plan.length_penalty
         worst = torch.where(self._ended[3].bool(), self._ended_scores.amin(1, keepdim=True), _NEVER)
-        self._open &= (best > worst).any(1, keepdim=True)
+        self._open &= (best > worst).any(1, keepdim=True) & (self.length < self._limits)
 
     def _full(self) -> torch.Tensor:
         return self._ended[3].bool().all(1, keepdim=True)

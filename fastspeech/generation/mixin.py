@@ -24,12 +24,15 @@ class GenerationMixin:
         main_input_name: the input `generate` takes as its first argument.
         ignored_inputs: further inputs that `generate` takes and drops, such as what a processor adds for itself.
         decoder_positions: the longest sequence the decoder has positions for; None where there is no such limit.
+        max_tokens_per_second: of audio, for text in plain Latin letters; more is a loop. None where that is not known.
+            `generate` does not heed it; the pipeline does.
     """
 
     generation_config: GenerationConfig
     main_input_name: str
     ignored_inputs: tuple[str, ...] = ()
     decoder_positions: int | None = None
+    max_tokens_per_second: float | None = None
 
     # Not inference_mode: what it makes (encoder outputs, scores, tables a model prepares once) could not be used
     # in training afterwards.
@@ -60,8 +63,9 @@ class GenerationMixin:
             stopping_criteria: called with (tokens so far, scores of each step if recorded); say which rows end.
             prefix_allowed_tokens_fn: called with (utterance, its tokens so far); gives the tokens that may follow.
             streamer: given the prompt and then each step's tokens; not in beam search.
-            **kwargs: parameters by name, and inputs of the model. `decoder_input_ids` (B, n) is the prompt; where no
-                row of it begins with `decoder_start_token_id`, that is put first. Without it the prompt is that token.
+            **kwargs: parameters by name, and inputs of the model. `max_new_tokens` may be a list, or a tensor (B,),
+                of one number for each utterance. `decoder_input_ids` (B, n) is the prompt; where no row of it begins with
+                `decoder_start_token_id`, that is put first. Without it the prompt is that token.
 
         Returns:
             The sequences (B * num_return_sequences, length) int64, prompt included, padded behind their ends; with
@@ -73,13 +77,19 @@ class GenerationMixin:
         """
         config = generation_config if generation_config is not None else GenerationConfig()
         config = config.filled_from(self.generation_config)
+        row_limits = _each(kwargs.get("max_new_tokens"))
+        if row_limits is not None:
+            kwargs["max_new_tokens"] = max(row_limits, default=0)
         model_inputs = self._model_inputs(inputs, config.update(**kwargs))
         prompt = self._prompt(model_inputs, config)
+        if row_limits is not None and (len(row_limits) != len(prompt) or min(row_limits) < 1):
+            raise ValueError(f"max_new_tokens must be at least 1, for each of {len(prompt)} utterances: {row_limits}")
         plan = make_plan(
             config,
             prompt_length=prompt.shape[1],
             positions=self.decoder_positions,
             device=prompt.device,
+            row_limits=row_limits,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
@@ -135,6 +145,13 @@ class GenerationMixin:
         if start is not None and (prompt[:, :1] != start).all():
             prompt = torch.cat((start, prompt), 1)
         return prompt
+
+
+def _each(limit: Any) -> list[int] | None:
+    """The limits of each utterance; None where there is one for all."""
+    if isinstance(limit, torch.Tensor):
+        limit = limit.tolist()  # a number where it has no dimension
+    return list(limit) if isinstance(limit, list | tuple) else None
 
 
 _ONLY_OF_FORWARD = frozenset(

@@ -1,7 +1,7 @@
 """One call of `generate`, worked out before anything is computed."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,7 @@ class Plan:
 
     Attributes:
         max_length: longest sequence, prompt included.
+        limits: longest sequence of each utterance; None where that is max_length for all.
         beams: sequences that are followed of each utterance; 1 is no beam search.
         returned: sequences that are returned of each utterance.
         do_sample, early_stopping, length_penalty: as in `GenerationConfig`.
@@ -45,6 +46,7 @@ class Plan:
     """
 
     max_length: int
+    limits: tuple[int, ...] | None
     beams: int
     returned: int
     do_sample: bool
@@ -67,6 +69,7 @@ def make_plan(
     prompt_length: int,
     positions: int | None,
     device: torch.device,
+    row_limits: Sequence[int] | None = None,
     logits_processor: Iterable[LogitsRule] | None = None,
     stopping_criteria: Iterable[StoppingCriterion] | None = None,
     prefix_allowed_tokens_fn: AllowedTokens | None = None,
@@ -79,6 +82,7 @@ def make_plan(
         prompt_length: tokens of the prompt.
         positions: the longest sequence the decoder has positions for; None where there is no such limit.
         device: where the scores are.
+        row_limits: most new tokens of each utterance, none above the configuration's; None where they are alike.
 
     Raises:
         ValueError: a parameter is out of range or not implemented, or the prompt fills the length.
@@ -87,6 +91,11 @@ def make_plan(
         if getattr(config, name) not in (None, neutral):
             raise ValueError(f"generate does not implement {name} (={getattr(config, name)!r})")
     max_length = _max_length(config, prompt_length, positions)
+    limits: tuple[int, ...] | None = None
+    if row_limits is not None:
+        limits = tuple(min(prompt_length + most, max_length) for most in row_limits)
+        if config.forced_eos_token_id is not None:
+            raise ValueError("forced_eos_token_id needs one max_new_tokens for all utterances")
     config = config.filled_from(GenerationConfig(**GenerationConfig.DEFAULTS))
     beams = config.num_beams or 1
     if streamer is not None and beams > 1:
@@ -108,6 +117,7 @@ def make_plan(
     called_back = logits_processor or stopping_criteria or prefix_allowed_tokens_fn or streamer
     return Plan(
         max_length=max_length,
+        limits=limits,
         beams=beams,
         returned=config.num_return_sequences or 1,
         do_sample=bool(config.do_sample),

@@ -26,9 +26,12 @@ def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Pl
     ids[:, :length] = prompt
     places = torch.arange(rows, device=prompt.device)
     running = [True] * rows
+    limits = None if plan.limits is None else [limit for limit in plan.limits for _ in range(cache.rows_per_input)]
     ended: torch.Tensor | None = None
     scores: list[torch.Tensor] | None = [] if plan.record_scores else None
     logits: list[torch.Tensor] | None = [] if plan.record_logits else None
+    # Without a token that ends sequences there is none to mark the end: such rows go on, as in transformers.
+    marked = bool(plan.eos) or limits is not None
     draw = _Draw(rows) if plan.do_sample else None
     untouched = draw is None and not plan.rules and scores is None and logits is None
     if plan.streamer is not None:
@@ -60,6 +63,8 @@ def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Pl
             now = [r and t not in plan.eos and not s for r, t, s in zip(running, read, stopped, strict=True)]
         elif plan.eos:
             now = [r and t not in plan.eos for r, t in zip(running, tokens.tolist(), strict=True)]
+        if limits is not None:
+            now = [n and length < limit for n, limit in zip(now, limits, strict=True)]
         if length == plan.max_length or not any(now):
             break
         new_ids = tokens.unsqueeze(1)
@@ -71,9 +76,9 @@ def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Pl
                 result[places, :length] = ids[:, :length]
                 stay = [i * cache.rows_per_input + row for i in inputs for row in range(cache.rows_per_input)]
                 running = [running[row] for row in stay]
+                limits = None if limits is None else [limits[row] for row in stay]
                 ids, places, new_ids = ids[stay], places[stay], new_ids[stay]
-            # Without a token that ends sequences there is none to mark the end: such rows go on, as in transformers.
-            ended = torch.tensor(running, device=ids.device).logical_not_() if plan.eos else None
+            ended = torch.tensor(running, device=ids.device).logical_not_() if marked else None
 
     result[places, :length] = ids[:, :length]
     if plan.streamer is not None:

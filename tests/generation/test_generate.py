@@ -8,7 +8,7 @@ import torch
 
 from fastspeech.generation import GenerationConfig
 from fastspeech.outputs import BaseModelOutput
-from tests.generation.toy import DIM, EOS, START, Toy, UncachedToy
+from tests.generation.toy import DIM, EOS, PAD, START, Toy, UncachedToy
 
 
 def features(batch: int = 3, seed: int = 0) -> torch.Tensor:
@@ -194,3 +194,35 @@ def test_scores_are_kept_apart_from_logits() -> None:
     )
     assert all(step[:, 5].isneginf().all() for step in output.scores)
     assert all(step[:, 5].isfinite().all() for step in output.logits)
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"num_beams": 3}, {"num_beams": 3, "early_stopping": "never"}, {"num_beams": 3, "length_penalty": -1}],
+    ids=str,
+)
+def test_a_limit_for_each_utterance(parameters: dict[str, Any], record: bool) -> None:
+    """Each gives what it gives alone under its limit, whether or not it leaves the batch; for no end token too."""
+    toy, limits = Toy(), [9, 2, 5, 1, 14, 3]
+    cut = 0
+    for seed in range(3):
+        for ends in (EOS, None):
+            audio = features(len(limits), seed)
+            common = {"eos_token_id": ends, "return_dict_in_generate": record, **parameters}
+            output = toy.generate(audio, max_new_tokens=torch.tensor(limits) if seed % 2 else limits, **common)
+            rows = (output.sequences if record else output).tolist()
+            for row, clip, limit in zip(rows, audio, limits, strict=True):
+                alone = toy.generate(clip[None], max_new_tokens=limit, **{**common, "return_dict_in_generate": False})
+                alone = alone[0].tolist()
+                assert row[: len(alone)] == alone and set(row[len(alone) :]) <= {PAD}
+                cut += EOS not in alone
+    assert cut >= 5
+
+
+def test_limits_that_make_no_sense() -> None:
+    for limits in ([3, 4], [3, 0, 4], []):
+        with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
+            Toy().generate(features(), max_new_tokens=limits)
+    with pytest.raises(ValueError, match="forced_eos_token_id needs one max_new_tokens"):
+        Toy().generate(features(), max_new_tokens=[1, 2, 3], forced_eos_token_id=EOS)
