@@ -176,9 +176,7 @@ class _Beams:
         end = self.prompt_length + int((best[:, 1] != -1).sum(1).max())
         return best[:, 0, :end].contiguous(), scores, best[:, 1, self.prompt_length : end].contiguous()
 
-    def _that_end(
-        self, rows: torch.Tensor, tokens: torch.Tensor, recorded: list[torch.Tensor] | None
-    ) -> torch.Tensor:
+    def _that_end(self, rows: torch.Tensor, tokens: torch.Tensor, recorded: list[torch.Tensor] | None) -> torch.Tensor:
         """(B, candidates) bool: the candidates that are whole sequences."""
         ends = (tokens[:, :, None] == self.eos).any(2)
         if self.plan.criteria:
