@@ -7,7 +7,7 @@ tracing and an autograd formula that recomputes the reference in the backward pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,6 @@ class Op:
         _library.define(f"{self.name}_backward(Tensor?[] grads, {inputs}, bool[] needs) -> Tensor[]")
         _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastspeech::{self.name}_backward", _fake_backward, lib=_library)
-        torch.library.register_autograd(f"fastspeech::{self.name}_backward", _no_second_backward, lib=_library)
         self._backward_op = getattr(torch.ops.fastspeech, f"{self.name}_backward").default
 
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -84,30 +83,42 @@ class Op:
         saved = iter(ctx.saved_tensors)
         args = [next(saved) if kept is None else kept[0] for kept in ctx.rest]
         needs = list(ctx.needs_input_grad[: len(args)])
-        found = iter(self._backward_op(list(grads), *args, needs))
+        if torch.is_grad_enabled():
+            # The gradient will itself be differentiated (create_graph), which an opaque call cannot be.
+            args = [a.view_as(a) if need else a for a, need in zip(args, needs, strict=True)]
+            found = iter(self._pull_back(grads, args, needs, create_graph=True))
+        else:
+            found = iter(self._backward_op(list(grads), *args, needs))
         return tuple(next(found) if need else None for need in needs)
 
     def _run_backward(self, grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
         *args, needs = args_needs
+        pairs = zip(args, needs, strict=True)
+        args = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in pairs]
         with torch.enable_grad():
-            pairs = zip(args, needs, strict=True)
-            args = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in pairs]
-            result = self.reference(*args)
+            return [g.contiguous() for g in self._pull_back(grads, args, needs, create_graph=False)]
+
+    def _pull_back(
+        self, grads: Sequence[Tensor | None], args: list[Any], needs: list[bool], create_graph: bool
+    ) -> tuple[Tensor, ...]:
+        """Gradients of the arguments that need one, through the reference."""
+        result = self.reference(*args)
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
         used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
         wanted = [a for a, need in zip(args, needs, strict=True) if need]
-        found = torch.autograd.grad([o for o, _ in used], wanted, [g for _, g in used], materialize_grads=True)
-        return [g.contiguous() for g in found]
+        return torch.autograd.grad(
+            [o for o, _ in used],
+            wanted,
+            [g for _, g in used],
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
 
 
 def _fake_backward(grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
     *args, needs = args_needs
     wanted = [a for a, need in zip(args, needs, strict=True) if need]
     return [torch.empty_like(a, memory_format=torch.contiguous_format) for a in wanted]
-
-
-def _no_second_backward(ctx: Any, *grads: Any) -> Any:
-    raise NotImplementedError("an op of fastspeech has no second derivatives, except in its reference on the CPU")
 
 
 def _owned(result: Tensor, args: tuple[Any, ...]) -> Tensor:

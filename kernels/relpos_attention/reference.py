@@ -9,16 +9,12 @@ def relpos_attention(
     q: Tensor, k: Tensor, v: Tensor, r: Tensor, bias_u: Tensor, bias_v: Tensor, lengths: Tensor | None, scale: float
 ) -> Tensor:
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    frames = q.shape[2]
-    raw = (q + bias_v[:, None]) @ r.permute(1, 2, 0)
-    # Row i of the shifted scores starts at column frames - 1 - i of the raw ones: a step of one column less a row.
-    batch, heads, _, columns = raw.shape
-    raw = raw.contiguous()
-    position = raw.as_strided(
-        (batch, heads, frames, frames),
-        (raw.stride(0), raw.stride(1), columns - 1, 1),
-        raw.storage_offset() + frames - 1,
-    ) * scale
+    batch, heads, frames, _ = q.shape
+    # Row i of the scores starts at column frames - 1 - i of the raw ones. With a column more in front, these are read
+    # as rows of `frames`, and from the second of them on as rows of 2 * frames - 1: each row starts a column earlier.
+    raw = (q + bias_v[:, None]) @ F.pad(r, (0, 0, 0, 0, 1, 0)).permute(1, 2, 0)
+    rows = raw.reshape(batch, heads, 2 * frames, frames)[:, :, 1:]
+    position = rows.reshape(batch, heads, frames, 2 * frames - 1)[..., :frames] * scale
     if lengths is not None:
         keys = torch.arange(frames, device=q.device) < lengths[:, None]
         position = position.masked_fill(~keys[:, None, None], -torch.inf)
