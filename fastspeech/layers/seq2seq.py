@@ -158,14 +158,15 @@ class WithHead:
             lengths = None if bool((lengths == hidden.shape[1]).all()) else lengths
         decoder = self.model.decoder
         keys, values = decoder.cross_keys_values(hidden)
-        return Decoding(decoder.steps(), keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
+        steps, head = decoder.steps(), decoder.head(self.get_output_embeddings())
+        return Decoding(steps, head, keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
 
     @torch.no_grad()
     def decode(self, input_ids: Tensor, cache: Decoding) -> Tensor:
         """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n)."""
         cross = cache.cross_keys, cache.cross_values, cache.cross_lengths
         last = self.model.decoder.run(cache.steps, input_ids, *cross, cache=cache)[:, -1]
-        return self.get_output_embeddings()(last)
+        return cache.head(last)
 
 
 def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
