@@ -1,7 +1,7 @@
 """What an extractor returns, and how its settings are saved and loaded."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -150,6 +150,24 @@ class FeatureExtractor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder, FEATURES_FILE, self.to_dict())
+
+
+def padded_length(
+    sizes: Sequence[int], padding: bool | str | None, max_length: int | None, multiple: int | None
+) -> int | None:
+    """The length that rows of these sizes are padded to, by an extractor's arguments; None for no padding.
+
+    Raises:
+        ValueError: an unknown kind of padding, or "max_length" without one.
+    """
+    if padding in (False, None, "do_not_pad"):
+        return None
+    if padding not in (True, "longest", "max_length"):
+        raise ValueError(f"padding must be 'longest', 'max_length' or False, got {padding!r}")
+    if padding == "max_length" and max_length is None:
+        raise ValueError("padding='max_length' needs max_length")
+    target = max_length if padding == "max_length" and max_length is not None else max(sizes)
+    return -(-target // multiple) * multiple if multiple else target
 
 
 def _moved(value: torch.Tensor, device: Any = None, **kwargs: Any) -> torch.Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 
 from fastspeech.audio.check import Audio, as_clips, check_samples, check_sampling_rate
 from fastspeech.checkpoints import BatchFeature, FeatureExtractor
+from fastspeech.checkpoints.feature_base import padded_length
 from fastspeech.models.moonshine.encoder import MINIMUM_SAMPLES
 
 
@@ -99,22 +100,10 @@ class Wav2Vec2FeatureExtractor(FeatureExtractor):
         if self.do_normalize:
             clips = [(clip - clip.mean()) / np.sqrt(clip.var() + 1e-7) for clip in clips]
         sizes = [len(clip) for clip in clips]
-        if (target := _target(sizes, padding, max_length, pad_to_multiple_of)) is not None:
+        if (target := padded_length(sizes, padding, max_length, pad_to_multiple_of)) is not None:
             clips = [np.pad(c, (0, max(target - len(c), 0)), constant_values=self.padding_value) for c in clips]
         data: dict[str, Any] = {"input_values": clips}
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
             pairs = zip(clips, sizes, strict=True)
             data["attention_mask"] = [(np.arange(len(clip)) < size).astype(np.int32) for clip, size in pairs]
         return BatchFeature(data, return_tensors)
-
-
-def _target(sizes: list[int], padding: bool | str | None, max_length: int | None, multiple: int | None) -> int | None:
-    """The samples to pad rows to; None for no padding."""
-    if padding in (False, None, "do_not_pad"):
-        return None
-    if padding not in (True, "longest", "max_length"):
-        raise ValueError(f"padding must be 'longest', 'max_length' or False, got {padding!r}")
-    if padding == "max_length" and max_length is None:
-        raise ValueError("padding='max_length' needs max_length")
-    target = max_length if padding == "max_length" and max_length is not None else max(sizes)
-    return -(-target // multiple) * multiple if multiple else target
