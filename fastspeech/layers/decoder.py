@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastspeech.generation.cache import DecoderCache
 from fastspeech.layers.attention import attention
-from fastspeech.layers.derived import Derived, DerivingModule
-from fastspeech.layers.linear import PackedLinear, direct
+from fastspeech.layers.derived import DerivingModule
+from fastspeech.layers.linear import PackedLinear
 
 Map = Callable[[Tensor], Tensor]
 AddAndNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -96,7 +96,6 @@ class Decoder(DerivingModule):
     def __init__(self) -> None:
         super().__init__()
         self._cross = PackedLinear()
-        self._head = Derived()
 
     def enter(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None, past: int
@@ -122,18 +121,6 @@ class Decoder(DerivingModule):
         both = both.unflatten(-1, (-1, 2, self.kv_heads, self.head_dim))
         keys, values = both.permute(3, 2, 0, 4, 1, 5).contiguous().unbind(0)
         return keys, values
-
-    def head(self, linear: nn.Module) -> Map:
-        """The head `linear` as a function of hidden states (rows, hidden).
-
-        A CPU reads the weight, the largest of a step, from memory for each token, and twice as fast where it lies
-        transposed: there a copy is kept.
-        """
-        if type(linear) is not nn.Linear or linear.weight.device.type != "cpu" or linear.weight.dtype != torch.float32:
-            return direct(linear)
-        weight, bias = linear.weight, linear.bias
-        transposed = self._head.get((weight,), lambda: weight.t().contiguous())
-        return lambda x: x @ transposed if bias is None else torch.addmm(bias, x, transposed)
 
     def run(
         self,

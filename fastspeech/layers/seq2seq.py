@@ -158,7 +158,7 @@ class WithHead:
             lengths = None if bool((lengths == hidden.shape[1]).all()) else lengths
         decoder = self.model.decoder
         keys, values = decoder.cross_keys_values(hidden)
-        steps, head = decoder.steps(), decoder.head(self.get_output_embeddings())
+        steps, head = decoder.steps(), direct(self.get_output_embeddings())
         return Decoding(steps, head, keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
 
     @torch.no_grad()
