@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastspeech.generation.cache import DecoderCache
 from fastspeech.layers.decoder import Decoder, Decoding, Record, Step
+from fastspeech.layers.linear import direct
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 _FIRST_CAPACITY = 64
