@@ -10,6 +10,7 @@ from fastspeech.kernels import rope_attention
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import Projections, attention
 from fastspeech.layers.derived import Derived, DerivingModule
+from fastspeech.layers.linear import direct, linear
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.layers.rotary import inverse_frequencies, rotation
 from fastspeech.models.moonshine.config import MoonshineConfig
@@ -34,7 +35,7 @@ class MLP(nn.Module):
         self.activation = activation(config.encoder_hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return direct(self.fc2)(self.activation(direct(self.fc1)(x)))
 
 
 class Layer(nn.Module):
@@ -62,7 +63,7 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """x (B, T, hidden) and its norm h to the same after the layer; with the attention weights where asked for."""
         y, weights = self._attention(h, inv_freq, lengths, with_weights)
-        x, h = add_and_norm(self.post_attention_layernorm)(x, self.self_attn.o_proj(y.flatten(2)))
+        x, h = add_and_norm(self.post_attention_layernorm)(x, direct(self.self_attn.o_proj)(y.flatten(2)))
         x, h = add_and_norm(next_norm)(x, self.mlp(h))
         return x, h, weights
 
@@ -180,16 +181,17 @@ class MoonshineEncoder(DerivingModule):
             y = (y - mean) * scale * self.groupnorm.weight[:, None] + self.groupnorm.bias[:, None]
             return F.gelu(self.conv3(F.gelu(self.conv2(y)))).transpose(1, 2)
         first, second, gains, shifts, third = self._matrices()
-        y = F.linear(waveform.unfold(1, 127, 64), first).tanh_()
+        y = linear(waveform.unfold(1, 127, 64), first).tanh_()
         mean, scale = self._statistics(y, samples)
-        y = torch.addcmul(shifts - scale * mean * gains, F.linear(_windows(y, 7, 3), second), scale)
-        return F.gelu(F.linear(_windows(F.gelu(y), 3, 2), third, self.conv3.bias))
+        y = torch.addcmul(shifts - scale * mean * gains, linear(_windows(y, 7, 3), second), scale)
+        return F.gelu(linear(_windows(F.gelu(y), 3, 2), third, self.conv3.bias))
 
     def _statistics(self, y: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and 1 / standard deviation, (B, 1, 1), of y (B, columns, hidden), in float32 and then y's dtype."""
         wide = y.float() if y.element_size() < 4 else y
         if samples is None:
-            variance, mean = torch.var_mean(wide, (1, 2), correction=0, keepdim=True)
+            mean = wide.mean((1, 2), keepdim=True)
+            variance = (wide - mean).square().mean((1, 2), keepdim=True)
         else:
             count = ((samples - 127) // 64 + 1).clamp(min=1)
             inside = (torch.arange(y.shape[1], device=y.device) < count[:, None])[..., None]
