@@ -36,6 +36,8 @@ _HOME = {
     "Speech2TextForConditionalGeneration": "models.speech_to_text",
     "Speech2TextModel": "models.speech_to_text",
     "Speech2TextPreTrainedModel": "models.speech_to_text",
+    "Speech2TextProcessor": "models.speech_to_text",
+    "Speech2TextTokenizer": "models.speech_to_text",
     "TextIteratorStreamer": "generation.streamers",
     "TextStreamer": "generation.streamers",
     "Tokenizer": "checkpoints",

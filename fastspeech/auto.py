@@ -50,6 +50,13 @@ FAMILIES = {
         generator="MoonshineForConditionalGeneration",
         processor="Wav2Vec2Processor",
     ),
+    "speech_to_text": Family(
+        module="fastspeech.models.speech_to_text",
+        config="Speech2TextConfig",
+        model="Speech2TextModel",
+        generator="Speech2TextForConditionalGeneration",
+        processor="Speech2TextProcessor",
+    ),
 }
 """Every model of the library by its `model_type`."""
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 from fastspeech.checkpoints.feature_base import FEATURES_FILE, PROCESSOR_FILE, FeatureExtractor
 from fastspeech.checkpoints.files import write_json
 from fastspeech.checkpoints.tokenizer import Tokenizer
+from fastspeech.checkpoints.tokenizer_base import TokenizerBase
 
 
 class ProcessorMixin:
@@ -18,9 +19,9 @@ class ProcessorMixin:
     """
 
     feature_extractor_class: ClassVar[type[FeatureExtractor]]
-    tokenizer_class: ClassVar[type[Tokenizer]] = Tokenizer
+    tokenizer_class: ClassVar[type[TokenizerBase]] = Tokenizer
 
-    def __init__(self, feature_extractor: FeatureExtractor, tokenizer: Tokenizer) -> None:
+    def __init__(self, feature_extractor: FeatureExtractor, tokenizer: TokenizerBase) -> None:
         self.feature_extractor = feature_extractor
         self.tokenizer = tokenizer
 

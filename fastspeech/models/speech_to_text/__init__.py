@@ -7,6 +7,8 @@ from fastspeech.models.speech_to_text.model import (
     Speech2TextModel,
     Speech2TextPreTrainedModel,
 )
+from fastspeech.models.speech_to_text.processor import Speech2TextProcessor
+from fastspeech.models.speech_to_text.tokenizer import Speech2TextTokenizer
 
 __all__ = [
     "Speech2TextConfig",
@@ -14,4 +16,6 @@ __all__ = [
     "Speech2TextForConditionalGeneration",
     "Speech2TextModel",
     "Speech2TextPreTrainedModel",
+    "Speech2TextProcessor",
+    "Speech2TextTokenizer",
 ]

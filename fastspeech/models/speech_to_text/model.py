@@ -203,11 +203,17 @@ class Speech2TextForConditionalGeneration(WithHead, GenerationMixin, Speech2Text
         )
         return self.headed(outputs, labels, None, return_dict)
 
+    def encode(
+        self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
+    ) -> BaseModelOutput:
+        """What the encoder gives for the audio."""
+        audio = (model_inputs.get(name) for name in ("input_features", "attention_mask", "head_mask"))
+        return self.model.encoded(*audio, with_states, with_weights)
+
     @torch.no_grad()
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
         """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
-        features, mask = model_inputs.get("input_features"), model_inputs.get("attention_mask")
-        encoded = self.model.with_mask(model_inputs.get("encoder_outputs"), mask)
+        encoded = self.model.with_mask(model_inputs.get("encoder_outputs"), model_inputs.get("attention_mask"))
         if encoded is None:
-            encoded = self.model.encoded(features, mask, model_inputs.get("head_mask"))
+            encoded = self.encode(model_inputs)
         return self.hoisted(encoded, rows_per_input, capacity)
