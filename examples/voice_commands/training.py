@@ -98,13 +98,19 @@ def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 
 def renew_statistics(model: nn.Module, batches: Iterator[dict], count: int) -> None:
-    """Set BatchNorm's means and variances to plain averages over `count` batches; leaves `model` in eval mode."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+    """Set BatchNorm's means and variances to plain averages over `count` batches; leaves `model` in eval mode.
+
+    What holds a BatchNorm is put into training mode with it: outside of it the convolution module folds the statistics
+    into its filter, and the BatchNorm itself never runs.
+    """
     model.eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+    for holder in model.modules():
+        if any(isinstance(child, nn.BatchNorm1d) for child in holder.children()):
+            holder.train()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-        norm.train()
     with torch.no_grad():
         for _ in range(count):
             batch = next(batches)
