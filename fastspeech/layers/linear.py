@@ -77,7 +77,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-_WORTHWHILE = 1 << 21
+_WORTHWHILE = 1 << 19
 """Multiplications of the smallest product that oneDNN computes."""
 
 
