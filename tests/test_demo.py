@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import fastspeech
 from fastspeech.cli import main
@@ -34,7 +35,10 @@ def examples(monkeypatch):
     """The modules that the training script is made of."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     return SimpleNamespace(
-        clips=importlib.import_module("voice_commands.clips"), measure=importlib.import_module("voice_commands.measure")
+        **{
+            name: importlib.import_module(f"voice_commands.{name}")
+            for name in ("clips", "measure", "model", "training")
+        }
     )
 
 
@@ -137,3 +141,24 @@ def test_errors_are_counted(examples):
     assert errors.inserted == {"down": 1, "go": 1}
     assert errors.deleted == {"one": 1}
     assert errors.rate == pytest.approx(4 / 5)
+
+
+def test_renewed_statistics_are_those_of_the_batches(examples):
+    """Twice the same batch: the plain average of its own statistics, whatever they were before."""
+    torch.manual_seed(0)
+    model = examples.model.build_model()
+    features = torch.randn(4, 80, 80)
+    batch = {
+        "input_features": features,
+        "attention_mask": torch.ones(4, 80, dtype=torch.bool),
+        "decoder_input_ids": torch.tensor([examples.model.prompt(True)] * 4),
+        "words": [],
+    }
+    norm = model.get_encoder().layers[0].conv.norm
+    seen = []
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    examples.training.renew_statistics(model, iter([dict(batch), dict(batch)]), 2)
+    assert len(seen) == 2
+    torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2)))
+    torch.testing.assert_close(norm.running_var, seen[0].transpose(0, 1).flatten(1).var(1))
+    assert not any(module.training for module in model.modules())
