@@ -53,6 +53,13 @@ def _add_transcribe(commands: Any) -> None:
     )
     add("--batch-size", type=_positive, default=8, metavar="N", help="chunks decoded at once (default: %(default)s)")
     add("--max-new-tokens", type=_positive, metavar="N", help="most tokens of a chunk of up to 35 s (default: 500)")
+    add(
+        "--max-tokens-per-second",
+        type=_rate,
+        metavar="N",
+        help="most tokens of a chunk for each of its seconds; inf for no limit (default: 6.5 for Moonshine, 13 where "
+        "its language needs it, inf for others)",
+    )
     parser.set_defaults(run=_transcribe, parser=parser)
 
 
@@ -78,6 +85,7 @@ def _transcribe(options: argparse.Namespace) -> int:
         "punctuation": False if options.no_punctuation else None,
         "max_new_tokens": options.max_new_tokens,
     }
+    rate = {} if options.max_tokens_per_second is None else {"max_tokens_per_second": options.max_tokens_per_second}
     with tqdm(total=0, disable=None, bar_format="{percentage:3.0f}% |{bar}| {n} s of {total} s, {elapsed}") as bar:
 
         def progress(done: float, loaded: float) -> None:
@@ -88,7 +96,11 @@ def _transcribe(options: argparse.Namespace) -> int:
             if options.output_dir is not None:
                 options.output_dir.mkdir(parents=True, exist_ok=True)
             recognise = pipeline(
-                model=options.model, device=options.device, dtype=options.dtype, batch_size=options.batch_size
+                model=options.model,
+                device=options.device,
+                dtype=options.dtype,
+                batch_size=options.batch_size,
+                **rate,
             )
             given = {name: value for name, value in asked.items() if value is not None}
             transcripts = recognise.transcripts(options.files, progress=progress, **given)
@@ -105,7 +117,10 @@ def _transcribe(options: argparse.Namespace) -> int:
                 failures += 1
                 _complain(fault)
             elif transcript.truncated:
-                _complain(f"{transcript.file}: cut by the limit of new tokens, words are missing (--max-new-tokens)")
+                _complain(
+                    f"{transcript.file}: cut by the limit of new tokens, words are missing "
+                    "(--max-new-tokens, --max-tokens-per-second)"
+                )
         return 1 if failures else 0
 
 
@@ -166,6 +181,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not rate > 0:
+        raise ValueError
+    return rate
 
 
 def _device(text: str) -> Any:

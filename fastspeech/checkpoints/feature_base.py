@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from fastspeech.audio.split import split_at_quiet
 from fastspeech.checkpoints.files import blaming, locate, read_json, read_json_if_any, write_json
 
 FEATURES_FILE = "preprocessor_config.json"
@@ -80,9 +81,11 @@ class FeatureExtractor:
 
     Attributes:
         model_input_names: names of the items the extractor returns.
+        sampling_rate: of the samples it takes, in Hz.
     """
 
     model_input_names: ClassVar[list[str]] = []
+    sampling_rate: int
 
     def __init__(self, **kwargs: Any) -> None:
         for name, value in kwargs.items():
@@ -95,8 +98,9 @@ class FeatureExtractor:
         return 1
 
     def split(self, samples: torch.Tensor) -> list[tuple[int | None, int, int]]:
-        """The chunks (index, start, end) that a clip (n,) is cut into; index None where it is not cut."""
-        return [(None, 0, len(samples))]
+        """The chunks (index, start, end) that a clip (n,) is cut into, of 30 s at most, each but the last cut at the
+        quietest place behind its 15th second; index None where it is shorter."""
+        return split_at_quiet(samples, self.sampling_rate, max_audio_clip_s=30.0, overlap_chunk_second=15.0)
 
     @classmethod
     def from_pretrained(
