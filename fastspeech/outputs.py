@@ -90,7 +90,10 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     """What greedy search and sampling return, with R = B * num_return_sequences rows.
 
     sequences (R, length) int64, prompt included; scores: one (R, V) float32 a new token, after the rules (with
-    output_scores); logits: the same before them (with output_logits); past_key_values: the decoder's cache.
+    output_scores); logits: the same before them (with output_logits); encoder_*: as in `BaseModelOutput`, of B rows;
+    decoder_attentions, cross_attentions, decoder_hidden_states: for each step what `Seq2SeqModelOutput` has (with
+    output_attentions, output_hidden_states); past_key_values: the decoder's cache; target_passes: with an
+    assistant_model, the passes of the model itself, of which there is one a token without.
     """
 
     sequences: torch.Tensor
@@ -102,6 +105,7 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     cross_attentions: tuple[Tensors, ...] | None = None
     decoder_hidden_states: tuple[Tensors, ...] | None = None
     past_key_values: Any = None
+    target_passes: int | None = None
 
 
 @dataclass(eq=False)
@@ -111,7 +115,8 @@ class GenerateBeamEncoderDecoderOutput(ModelOutput):
     sequences (R, length) int64, prompt included; sequences_scores (R,) float32: the sum of log-probabilities over
     length ** length_penalty (with output_scores); scores: one (B * K, V) float32 a step, log-probabilities after the
     rules (with output_scores); logits: one (B * K, V) a step (with output_logits); beam_indices (R, new tokens) int64:
-    the row of `scores` each token came from, -1 behind the end.
+    the row of `scores` each token came from, -1 behind the end; the rest as in `GenerateEncoderDecoderOutput`, with the
+    decoder's of B * K rows.
     """
 
     sequences: torch.Tensor

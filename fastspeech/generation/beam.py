@@ -5,8 +5,8 @@ import torch
 from fastspeech.outputs import GenerateBeamEncoderDecoderOutput
 
 from .cache import DecoderCache
-from .interface import StepModel
-from .plan import Plan
+from .interface import Record, StepModel
+from .plan import Plan, recorded
 from .stopping import any_met, close_gaps, leaving_pays
 
 _NEVER = -1.0e9
@@ -30,9 +30,14 @@ def beam_search(
     scores: list[torch.Tensor] | None = [] if plan.record_scores else None
     logits: list[torch.Tensor] | None = [] if plan.record_logits else None
 
-    new_ids = prompt
+    records: list[Record] = []
+    recording = plan.record() is not None
+    new_ids = prompt[:, cache.length :]
     while True:
-        step = model.decode(new_ids, cache).float()
+        record = plan.record() if recording else None
+        step = model.decode(new_ids, cache, record).float()
+        if record is not None:
+            records.append(record)
         if logits is not None:
             logits.append(step.clone())
         step = step.log_softmax(-1)
@@ -61,6 +66,7 @@ def beam_search(
         logits=None if logits is None else tuple(logits),
         beam_indices=beam_indices,
         past_key_values=cache,
+        **recorded(records),
     )
 
 

@@ -79,6 +79,10 @@ class DecoderCache:
         """Count `tokens` as stored, after every layer has appended them."""
         self.length += tokens
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self.length = length
+
     def reorder(self, rows: torch.Tensor) -> None:
         """Let row i continue row rows[i]: (rows,) int64, each within its own utterance."""
         if self._spare is None:

@@ -1,9 +1,12 @@
 """What decoding asks of a model, and what a caller may hand to it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+
+from fastspeech.outputs import BaseModelOutput
 
 from .cache import DecoderCache
 
@@ -17,8 +20,29 @@ StoppingCriterion = Callable[[torch.Tensor, tuple[torch.Tensor, ...] | None], to
 Returns which rows end here, (rows,) bool, or one bool for all."""
 
 
+@dataclass
+class Record:
+    """What a pass through the decoder leaves behind for those who ask for it.
+
+    hidden_states: one (B, n, hidden) for the input and one a layer, the last of them normalised; attentions: one
+    (B, heads, n, tokens) a layer; cross_attentions: one (B, heads, n, frames) a layer.
+    """
+
+    with_states: bool = False
+    with_weights: bool = False
+    hidden_states: list[torch.Tensor] = field(default_factory=list)
+    attentions: list[torch.Tensor] = field(default_factory=list)
+    cross_attentions: list[torch.Tensor] = field(default_factory=list)
+
+
 class StepModel(Protocol):
     """A model that decodes token by token."""
+
+    def encode(
+        self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
+    ) -> BaseModelOutput:
+        """Listen to the audio: what the encoder returns, with its hidden states and attention weights if asked for."""
+        ...
 
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> DecoderCache:
         """Listen to the audio once and return an empty cache for decoding what was said.
@@ -31,15 +55,19 @@ class StepModel(Protocol):
         """
         ...
 
-    def decode(self, input_ids: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
+    def decode(
+        self, input_ids: torch.Tensor, cache: DecoderCache, record: Record | None = None, every: bool = False
+    ) -> torch.Tensor:
         """Read n further tokens of every row and advance the cache.
 
         Args:
             input_ids: (rows, n) int64; row = input * rows_per_input + hypothesis.
+            record: takes what is asked of it.
+            every: return the logits after each of the tokens.
 
         Returns:
-            (rows, vocabulary) logits after the last of them, in the model's dtype. They hold until the next call, and
-            the caller may overwrite them.
+            (rows, vocabulary) logits after the last of them, or (rows, n, vocabulary), in the model's dtype. They hold
+            until the next call, and the caller may overwrite them.
         """
         ...
 

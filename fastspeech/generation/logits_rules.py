@@ -85,6 +85,16 @@ def logits_rules(
     return rules
 
 
+class RuleList(list[LogitsRule]):
+    """Rules that are called one after the other."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores (rows, vocabulary) after all of them."""
+        for rule in self:
+            scores = rule(input_ids, scores)
+        return scores
+
+
 def as_list(tokens: int | Sequence[int]) -> list[int]:
     """One token id or several, as a list."""
     return [tokens] if isinstance(tokens, int) else list(tokens)

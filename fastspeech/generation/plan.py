@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .config import GenerationConfig
-from .interface import LogitsRule, StoppingCriterion, Streamer
+from .interface import LogitsRule, Record, StoppingCriterion, Streamer
 from .logits_rules import AllowedTokens, as_list, logits_rules
 from .stopping import time_limit
 
@@ -18,8 +19,6 @@ _NOT_SERVED = {
     "guidance_scale": 1.0,
     "watermarking_config": None,
     "token_healing": False,
-    "output_attentions": False,
-    "output_hidden_states": False,
     "prompt_lookup_num_tokens": None,
 }
 """Parameters that would change the result and are not implemented, with the value under which they do nothing."""
@@ -40,7 +39,7 @@ class Plan:
         rules: on the scores, in the order they apply.
         criteria: that end sequences besides eos and max_length.
         as_record: whether a record is returned, not the sequences alone.
-        record_scores, record_logits: whether each step's are in it.
+        record_scores, record_logits, record_attentions, record_states: whether each step's are in it.
         rows_may_leave: whether ended sequences may leave the batch; not where the caller's functions know rows by
             their place, nor where a record returns the scores and the cache of all of them.
     """
@@ -60,7 +59,26 @@ class Plan:
     as_record: bool
     record_scores: bool
     record_logits: bool
+    record_attentions: bool
+    record_states: bool
     rows_may_leave: bool
+
+    def record(self) -> Record | None:
+        """What takes a step's attention weights and hidden states; None where neither is asked for."""
+        if self.record_attentions or self.record_states:
+            return Record(self.record_states, self.record_attentions)
+        return None
+
+
+def recorded(records: list[Record]) -> dict[str, Any]:
+    """The fields of the output that the records of all steps make."""
+    fields: dict[str, Any] = {}
+    if records and records[0].with_weights:
+        fields["decoder_attentions"] = tuple(tuple(record.attentions) for record in records)
+        fields["cross_attentions"] = tuple(tuple(record.cross_attentions) for record in records)
+    if records and records[0].with_states:
+        fields["decoder_hidden_states"] = tuple(tuple(record.hidden_states) for record in records)
+    return fields
 
 
 def make_plan(
@@ -131,6 +149,8 @@ def make_plan(
         as_record=as_record,
         record_scores=as_record and bool(config.output_scores),
         record_logits=as_record and bool(config.output_logits),
+        record_attentions=as_record and bool(config.output_attentions),
+        record_states=as_record and bool(config.output_hidden_states),
         rows_may_leave=not (called_back or as_record),
     )
 

@@ -5,8 +5,8 @@ import torch
 from fastspeech.outputs import GenerateEncoderDecoderOutput
 
 from .cache import DecoderCache
-from .interface import StepModel
-from .plan import Plan
+from .interface import Record, StepModel
+from .plan import Plan, recorded
 from .stopping import any_met, close_gaps, leaving_pays
 
 
@@ -37,9 +37,14 @@ def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Pl
     if plan.streamer is not None:
         plan.streamer.put(prompt.cpu())
 
-    new_ids = prompt
+    records: list[Record] = []
+    recording = plan.record() is not None
+    new_ids = prompt[:, cache.length :]
     while True:
-        step = model.decode(new_ids, cache)
+        record = plan.record() if recording else None
+        step = model.decode(new_ids, cache, record)
+        if record is not None:
+            records.append(record)
         if not untouched:
             step = step.to(torch.float32, copy=scores is not None or logits is not None)
             if logits is not None:
@@ -88,6 +93,7 @@ def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Pl
         scores=None if scores is None else tuple(scores),
         logits=None if logits is None else tuple(logits),
         past_key_values=cache,
+        **recorded(records),
     )
 
 

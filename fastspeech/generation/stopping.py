@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -12,6 +13,24 @@ def time_limit(seconds: float) -> StoppingCriterion:
     """End all sequences `seconds` from now."""
     end = time.monotonic() + seconds
     return lambda ids, scores: time.monotonic() >= end
+
+
+class CriterionList(list[StoppingCriterion]):
+    """Criteria that are called together.
+
+    Attributes:
+        max_length: longest sequence, prompt included.
+    """
+
+    def __init__(self, criteria: Iterable[StoppingCriterion], eos: Sequence[int], max_length: int) -> None:
+        super().__init__(criteria)
+        self.max_length = max_length
+        self.append(lambda ids, scores: torch.isin(ids[:, -1], ids.new_tensor(eos)))
+        self.append(lambda ids, scores: ids.shape[1] >= max_length)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any = None) -> torch.Tensor:
+        """(rows,) bool: the sequences (rows, length) that one of them ends."""
+        return any_met(self, input_ids, scores)
 
 
 def any_met(

@@ -21,7 +21,9 @@ class TextStreamer:
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.decode_kwargs = decode_kwargs
-        self._begin()
+        self._at_prompt = True
+        self._ids: list[int] = []
+        self._printed = 0
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt (1, n) or n, then each step's token (1,).
@@ -52,17 +54,12 @@ class TextStreamer:
         """Print what is left."""
         text = self.tokenizer.decode(self._ids, **self.decode_kwargs) if self._ids else ""
         ready = text[self._printed :]
-        self._begin()
+        self._at_prompt, self._ids, self._printed = True, [], 0
         self.on_finalized_text(ready, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Called with each further piece of text, which may be empty; to be overridden."""
         print(text, flush=True, end="\n" if stream_end else "")
-
-    def _begin(self) -> None:
-        self._at_prompt = True
-        self._ids: list[int] = []
-        self._printed = 0
 
 
 class TextIteratorStreamer(TextStreamer):

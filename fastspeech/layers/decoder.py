@@ -1,13 +1,14 @@
 """What Transformer decoders that attend to encoder frames share, whatever they call their parameters."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastspeech.generation.cache import DecoderCache
+from fastspeech.generation.interface import Record
 from fastspeech.layers.attention import attention
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import PackedLinear
@@ -50,21 +51,6 @@ class Decoding(DecoderCache):
         super().__init__(*args, **kwargs)
         self.steps = steps
         self.head = head
-
-
-@dataclass
-class Record:
-    """What a pass through the decoder leaves behind for those who ask for it.
-
-    hidden_states: one (B, n, hidden) for the input and one a layer, the last of them normalised; attentions: one
-    (B, heads, n, tokens) a layer; cross_attentions: one (B, heads, n, frames) a layer.
-    """
-
-    with_states: bool = False
-    with_weights: bool = False
-    hidden_states: list[Tensor] = field(default_factory=list)
-    attentions: list[Tensor] = field(default_factory=list)
-    cross_attentions: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)

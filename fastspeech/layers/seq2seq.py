@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastspeech.generation.cache import DecoderCache
-from fastspeech.layers.decoder import Decoder, Decoding, Record, Step
+from fastspeech.generation.interface import Record
+from fastspeech.layers.decoder import Decoder, Decoding, Map, Step
 from fastspeech.layers.linear import direct
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
@@ -157,17 +158,26 @@ class WithHead:
             lengths = encoded.attention_mask.sum(-1)
             hidden = hidden[:, : max(1, int(lengths.max()))]
             lengths = None if bool((lengths == hidden.shape[1]).all()) else lengths
-        decoder = self.model.decoder
-        keys, values = decoder.cross_keys_values(hidden)
-        steps, head = decoder.steps(), direct(self.get_output_embeddings())
+        keys, values = self.model.decoder.cross_keys_values(hidden)
+        steps, head = self.functions()
         return Decoding(steps, head, keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
 
+    def functions(self) -> tuple[list[Step], Map]:
+        """The decoder's layers and the head as functions of their present parameters."""
+        return self.model.decoder.steps(), direct(self.get_output_embeddings())
+
     @torch.no_grad()
-    def decode(self, input_ids: Tensor, cache: Decoding) -> Tensor:
-        """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n)."""
+    def decode(
+        self, input_ids: Tensor, cache: DecoderCache, record: Record | None = None, every: bool = False
+    ) -> Tensor:
+        """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n), or after every one of them.
+
+        A cache that `forward` returned may be continued; it does not hold the functions, which then are made each time.
+        """
+        steps, head = (cache.steps, cache.head) if isinstance(cache, Decoding) else self.functions()
         cross = cache.cross_keys, cache.cross_values, cache.cross_lengths
-        last = self.model.decoder.run(cache.steps, input_ids, *cross, cache=cache)[:, -1]
-        return cache.head(last)
+        hidden = self.model.decoder.run(steps, input_ids, *cross, cache=cache, record=record)
+        return head(hidden if every else hidden[:, -1])
 
 
 def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:

@@ -66,7 +66,14 @@ def test_what_a_processor_adds_is_taken() -> None:
         ({"decoder_start_token_id": [1, 2]}, "2 tokens for 3 utterances"),
         ({"decoder_input_ids": torch.full((3, 5), START), "max_length": 5}, "prompt has 5 tokens, and max_length=5"),
         ({"stop_strings": "a"}, "does not implement stop_strings"),
-        ({"output_attentions": True}, "does not implement output_attentions"),
+        ({"synced_gpus": True}, "synced_gpus"),
+        ({"negative_prompt_ids": torch.zeros(3, 1)}, "negative_prompt_ids"),
+        ({"negative_prompt_attention_mask": torch.zeros(3, 1)}, "negative_prompt_ids"),
+        ({"custom_generate": "somebody/some-code"}, "no code is loaded by name: 'somebody/some-code'"),
+        ({"assistant_model": Toy()}, "one utterance"),
+        ({"assistant_model": Toy(), "inputs": features(1), "num_beams": 2}, "one utterance"),
+        ({"assistant_model": Toy(), "inputs": features(1), "num_assistant_tokens": 0}, "at least 1, got 0"),
+        ({"assistant_model": Toy(), "inputs": features(1), "num_assistant_tokens_schedule": "x"}, "got 'x'"),
         ({"guidance_scale": 2.0}, "does not implement guidance_scale"),
         ({"streamer": object(), "num_beams": 2}, "a streamer needs num_beams=1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
@@ -226,3 +233,54 @@ def test_limits_that_make_no_sense() -> None:
             Toy().generate(features(), max_new_tokens=limits)
     with pytest.raises(ValueError, match="forced_eos_token_id needs one max_new_tokens"):
         Toy().generate(features(), max_new_tokens=[1, 2, 3], forced_eos_token_id=EOS)
+
+
+def test_the_models_own_parameters_are_left_out() -> None:
+    toy = Toy()
+    toy.generation_config.update(max_new_tokens=3, num_beams=2)
+    with pytest.warns(UserWarning, match="neither max_new_tokens nor max_length is set"):
+        assert toy.generate(features(), use_model_defaults=False, suppress_tokens=[EOS], synced_gpus=False).shape == (
+            3,
+            21,
+        )
+    assert toy.generate(features(), use_model_defaults=True, suppress_tokens=[EOS]).shape == (3, 4)
+
+
+def test_a_loop_of_the_callers() -> None:
+    """Greedy search as transformers' page writes it, on the rules, criteria and inputs that it is given."""
+    toy = Toy()
+    calls: dict[str, Any] = {}
+
+    def loop(model: Toy, ids: torch.Tensor, logits_processor: Any, stopping_criteria: Any, **more: Any) -> torch.Tensor:
+        calls.update(more)
+        cache = model.start_decoding({"encoder_outputs": more["encoder_outputs"]}, 1, stopping_criteria.max_length)
+        new_ids, ended = ids, torch.zeros(len(ids), dtype=torch.bool)
+        while not ended.all():
+            scores = logits_processor(ids, model.decode(new_ids, cache))
+            new_ids = scores.argmax(-1, keepdim=True).masked_fill(ended[:, None], PAD)
+            ids = torch.cat((ids, new_ids), 1)
+            ended |= stopping_criteria(ids, None)
+        return ids
+
+    common = {"suppress_tokens": [7, 8], "max_new_tokens": 12, "repetition_penalty": 1.2}
+    for seed in range(5):
+        expected = toy.generate(features(4, seed), **common).tolist()
+        assert toy.generate(features(4, seed), custom_generate=loop, **common).tolist() == expected
+    assert calls.keys() == {"generation_config", "encoder_outputs"}
+    assert calls["generation_config"].repetition_penalty == 1.2 and calls["generation_config"].top_k == 50
+
+
+def test_going_on_with_a_cache() -> None:
+    """The prompt repeats what the cache has read, as in transformers."""
+    for seed in range(6):
+        toy, audio = Toy(), features(1, seed)
+        whole = toy.generate(audio, max_new_tokens=12, eos_token_id=None)
+        first = toy.generate(audio, max_new_tokens=5, eos_token_id=None, return_dict_in_generate=True)
+        asked = {"decoder_input_ids": first.sequences, "past_key_values": first.past_key_values, "max_length": 13}
+        toy.rows = []
+        assert toy.generate(**asked, eos_token_id=None).tolist() == whole.tolist()
+        assert len(toy.rows) == 7 and first.past_key_values.length == 12
+    with pytest.raises(ValueError, match="past_key_values has 12 tokens in 1 rows"):
+        toy.generate(**asked)
+    with pytest.raises(ValueError, match="in 1 rows"):
+        toy.generate(**asked | {"max_length": 20, "decoder_input_ids": whole}, num_beams=2)

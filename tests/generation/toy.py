@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
+from fastspeech.outputs import BaseModelOutput
 
 VOCABULARY, DIM = 30, 16
 START, EOS, PAD = 2, 3, 1
@@ -18,6 +19,10 @@ class PrefixCache:
         self.encoded = encoded
         self.rows_per_input = rows_per_input
         self.ids = torch.empty(len(encoded) * rows_per_input, 0, dtype=torch.int64)
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
 
     def read(self, input_ids: torch.Tensor) -> torch.Tensor:
         """All tokens so far, with the new ones."""
@@ -51,6 +56,9 @@ class Toy(GenerationMixin, nn.Module):
     def forward(self, input_features: Any, encoder_outputs: Any, decoder_attention_mask: Any, labels: Any) -> None:
         """Only its names count."""
 
+    def encode(self, model_inputs: dict[str, Any], *_: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=model_inputs["input_features"])
+
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> DecoderCache:
         assert model_inputs.keys() <= {"input_features", "encoder_outputs"}
         self.capacity = capacity
@@ -58,7 +66,7 @@ class Toy(GenerationMixin, nn.Module):
         encoded = (model_inputs["encoder_outputs"][0] if audio is None else audio)[None, :, None]
         return DecoderCache(encoded.clone(), encoded.clone(), capacity, rows_per_input=rows_per_input)
 
-    def decode(self, input_ids: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
+    def decode(self, input_ids: torch.Tensor, cache: DecoderCache, *_: Any) -> torch.Tensor:
         self.rows.append(len(input_ids))
         x = self.embed(input_ids)
         keys, values = cache.append(0, self.key(x)[:, None], x[:, None])
@@ -77,7 +85,7 @@ class UncachedToy(Toy):
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> PrefixCache:  # type: ignore[override]
         return PrefixCache(model_inputs["input_features"], rows_per_input)
 
-    def decode(self, input_ids: torch.Tensor, cache: PrefixCache) -> torch.Tensor:  # type: ignore[override]
+    def decode(self, input_ids: torch.Tensor, cache: PrefixCache, *_: Any) -> torch.Tensor:  # type: ignore[override]
         x = self.embed(cache.read(input_ids))
         return self.after(x[:, -1], self.key(x), x, cache.encoded)
 

@@ -55,7 +55,7 @@ class Twin(GenerationMixin):
         encoder = self.theirs.model.encoder
         return PrefixCache(encoder(model_inputs["input_values"]).last_hidden_state, rows_per_input)
 
-    def decode(self, input_ids: torch.Tensor, cache: PrefixCache) -> torch.Tensor:
+    def decode(self, input_ids: torch.Tensor, cache: PrefixCache, *_: Any) -> torch.Tensor:
         self.read.append(len(input_ids))
         encoded = cache.encoded.repeat_interleave(cache.rows_per_input, 0)
         ids = cache.read(input_ids)

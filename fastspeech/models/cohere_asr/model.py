@@ -167,15 +167,21 @@ class CohereAsrForConditionalGeneration(WithHead, GenerationMixin, CohereAsrPreT
         )
         return self.headed(outputs, labels, num_items_in_batch, return_dict)
 
+    def encode(
+        self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
+    ) -> BaseModelOutput:
+        """What the encoder gives for the audio; padding that all clips share is left out of it."""
+        features, mask = model_inputs.get("input_features"), model_inputs.get("attention_mask")
+        if features is not None and mask is not None:
+            # The extractor always leaves padding behind the longest clip. Without it a single clip needs no masks.
+            frames = max(1, int(mask.sum(-1).max()))
+            features, mask = features[:, :frames], mask[:, :frames]
+        return self.model.encoded(features, mask, with_states, with_weights)
+
     @torch.no_grad()
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
         """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
         encoded = model_inputs.get("encoder_outputs")
         if encoded is None:
-            features, mask = model_inputs.get("input_features"), model_inputs.get("attention_mask")
-            if features is not None and mask is not None:
-                # The extractor always leaves padding behind the longest clip. Without it a single clip needs no masks.
-                frames = max(1, int(mask.sum(-1).max()))
-                features, mask = features[:, :frames], mask[:, :frames]
-            encoded = self.model.encoded(features, mask)
+            encoded = self.encode(model_inputs)
         return self.hoisted(as_encoder_output(encoded), rows_per_input, capacity)

@@ -120,6 +120,7 @@ class MoonshineForConditionalGeneration(WithHead, GenerationMixin, MoonshinePreT
     """The model with its language-modelling head: audio to text."""
 
     generation_config_class = GenerationConfig
+    max_tokens_per_second = 6.5
     tied_keys: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
 
     def __init__(self, config: MoonshineConfig) -> None:
@@ -180,11 +181,17 @@ class MoonshineForConditionalGeneration(WithHead, GenerationMixin, MoonshinePreT
         )
         return self.headed(outputs, labels, num_items_in_batch, return_dict)
 
+    def encode(
+        self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
+    ) -> BaseModelOutput:
+        """What the encoder gives for the audio."""
+        audio = (model_inputs.get(name) for name in ("input_values", "attention_mask", "exact_batching"))
+        return self.model.encoded(*audio, with_states, with_weights)
+
     @torch.no_grad()
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
         """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
         encoded = model_inputs.get("encoder_outputs")
         if encoded is None:
-            audio = (model_inputs.get(name) for name in ("input_values", "attention_mask", "exact_batching"))
-            encoded = self.model.encoded(*audio)
+            encoded = self.encode(model_inputs)
         return self.hoisted(as_encoder_output(encoded), rows_per_input, capacity)
