@@ -58,6 +58,12 @@ def test_shards(tmp_path):
         assert sum(t.numel() * t.element_size() for t in load_file(tmp_path / file).values()) <= 80
 
 
+def test_saved_weights_are_as_readable_as_any_new_file(tmp_path):
+    save_weights({"a": torch.zeros(2)}, tmp_path)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_a_new_save_replaces_an_old_one(tmp_path):
     save_weights({"old": torch.ones(2)}, tmp_path)
     shard(tmp_path)
