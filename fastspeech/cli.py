@@ -45,6 +45,8 @@ def _add_transcribe(commands: Any) -> None:
     add("--no-punctuation", action="store_true", help="no capitals and punctuation, for a model with the choice")
     add("--format", choices=FORMATS, default="txt", help="of the output (default: %(default)s)")
     add("--output-dir", type=Path, metavar="DIR", help="write one file for each input there")
+    add("--word-timestamps", action="store_true", help="the times of words, for json, srt and vtt")
+    add("--confidence", action="store_true", help="the probability of each token, for json")
     add("--device", type=_device, help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     add(
         "--dtype",
@@ -84,6 +86,8 @@ def _transcribe(options: argparse.Namespace) -> int:
         "language": options.language,
         "punctuation": False if options.no_punctuation else None,
         "max_new_tokens": options.max_new_tokens,
+        "word_timestamps": options.word_timestamps,
+        "confidence": options.confidence,
     }
     rate = {} if options.max_tokens_per_second is None else {"max_tokens_per_second": options.max_tokens_per_second}
     with tqdm(total=0, disable=None, bar_format="{percentage:3.0f}% |{bar}| {n} s of {total} s, {elapsed}") as bar:

@@ -3,8 +3,9 @@
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from fastspeech.auto import AutoModelForSpeechSeq2Seq, AutoProcessor, family_of_
 from fastspeech.checkpoints.config import parse_dtype
 from fastspeech.checkpoints.loading import choose_device
 from fastspeech.errors import AudioError
-from fastspeech.transcripts import Segment, Transcript
+from fastspeech.transcripts import Segment, Token, Transcript, Word
+from fastspeech.words import alignment_costs, words_of
 
 DEMO = Path(__file__).parent / "assets"
 """The embedded checkpoint, which is used where no model is named."""
@@ -118,13 +120,19 @@ def _device(device: Any) -> torch.device:
 
 @dataclass
 class _Chunk:
-    """A piece of a recording that the model hears at once; `index` is None where it is all of it."""
+    """A piece of a recording that the model hears at once; `index` is None where it is all of it.
+
+    `said`: the tokens of the text alone, their `probabilities`, and their `costs` of alignment, where asked for.
+    """
 
     index: int | None
     start: int
     samples: torch.Tensor
     ids: list[int]
     cut: bool = False
+    said: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    costs: np.ndarray | None = None
 
 
 @dataclass
@@ -142,7 +150,7 @@ class AutomaticSpeechRecognitionPipeline:
         model: with `generate`.
         processor: of the model.
         batch_size: chunks that the model hears at once.
-        generate_kwargs, return_timestamps: what calls take that do not say.
+        generate_kwargs, return_timestamps, return_confidence: what calls take that do not say.
         max_tokens_per_second: most tokens of a chunk for each of its seconds, against models that say the same over and
             over; math.inf for no limit. By default what the model says: Moonshine 6.5, but `pipeline` takes 13 where
             the checkpoint's name ends in a language that needs more (ar, ja, ko, uk, vi, zh); others have no limit.
@@ -154,7 +162,8 @@ class AutomaticSpeechRecognitionPipeline:
         processor: Any,
         batch_size: int = 8,
         generate_kwargs: dict[str, Any] | None = None,
-        return_timestamps: bool = False,
+        return_timestamps: bool | str = False,
+        return_confidence: bool = False,
         max_tokens_per_second: float | None = None,
     ) -> None:
         self.model = model.eval()
@@ -162,6 +171,7 @@ class AutomaticSpeechRecognitionPipeline:
         self.batch_size = batch_size
         self.generate_kwargs = generate_kwargs or {}
         self.return_timestamps = return_timestamps
+        self.return_confidence = return_confidence
         if max_tokens_per_second is None:
             max_tokens_per_second = getattr(model, "max_tokens_per_second", None) or math.inf
         if not max_tokens_per_second > 0:
@@ -172,7 +182,8 @@ class AutomaticSpeechRecognitionPipeline:
         self,
         inputs: Any,
         *,
-        return_timestamps: bool | None = None,
+        return_timestamps: bool | str | None = None,
+        return_confidence: bool | None = None,
         batch_size: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         **more_generate_kwargs: Any,
@@ -183,7 +194,8 @@ class AutomaticSpeechRecognitionPipeline:
             inputs: a recording, or a list or another iterable of them. A recording is what `load_audio` takes (a path,
                 a URL, a file's bytes, a file), mono samples (n,) at the model's rate, or a dictionary of samples
                 ("raw" or "array") and their "sampling_rate", to be resampled.
-            return_timestamps: True for the chunks of a recording and their times.
+            return_timestamps: True for the chunks of a recording and their times, "word" for its words and theirs.
+            return_confidence: whether the probabilities of tokens are given.
             batch_size: chunks that the model hears at once.
             generate_kwargs: `language` (by default "en") and `punctuation`, where the model takes them, and the
                 arguments of `generate`. Without any limit there, a chunk may have 500 new tokens. They may also be
@@ -192,7 +204,9 @@ class AutomaticSpeechRecognitionPipeline:
         Returns:
             A dictionary for one recording; a list of them for a list, a lazy iterator for another iterable:
             "text", without surrounding spaces; "truncated": True where a limit of tokens cut it, so that words are
-            missing; "chunks" where times are asked for, a list of {"text", "timestamp": (start, end) in seconds}.
+            missing; "chunks" where times are asked for, a list of {"text", "timestamp": (start, end) in seconds};
+            "tokens" where confidence is, a list of {"text", "confidence": probability}, and then words have a
+            "confidence" too, the mean of their tokens'.
             In a list, a recording that cannot be used gives {"error": why} in place of all that, and the others are
             transcribed.
 
@@ -202,13 +216,18 @@ class AutomaticSpeechRecognitionPipeline:
             ValueError: a language or an argument that the model does not know.
         """
         timestamps = self.return_timestamps if return_timestamps is None else return_timestamps
-        if timestamps not in (False, True):
-            raise ValueError(f"return_timestamps={timestamps!r}: this model has the times of chunks (True) only")
-        options = {**self.generate_kwargs, **(generate_kwargs or {}), **more_generate_kwargs}
+        if timestamps not in (False, True, "word"):
+            raise ValueError(
+                f"return_timestamps={timestamps!r}: there are the times of chunks (True) and of words ('word')"
+            )
+        confidence = self.return_confidence if return_confidence is None else return_confidence
+        options: dict[str, Any] = {"word_timestamps": timestamps == "word", "confidence": confidence}
+        options = {**options, **self.generate_kwargs, **(generate_kwargs or {}), **more_generate_kwargs}
         if _is_recording(inputs):
-            return _result(next(self.transcripts([inputs], batch_size=batch_size, strict=True, **options)), timestamps)
-        found = self.transcripts(inputs, batch_size=batch_size, **options)
-        results = (_result(transcript, timestamps) for transcript in found)
+            (found,) = self.transcripts([inputs], batch_size=batch_size, strict=True, **options)
+            return _result(found, timestamps, confidence)
+        transcripts = self.transcripts(inputs, batch_size=batch_size, **options)
+        results = (_result(transcript, timestamps, confidence) for transcript in transcripts)
         return list(results) if isinstance(inputs, list | tuple) else results
 
     def transcripts(
@@ -218,6 +237,8 @@ class AutomaticSpeechRecognitionPipeline:
         batch_size: int | None = None,
         strict: bool = False,
         progress: Progress | None = None,
+        word_timestamps: bool = False,
+        confidence: bool = False,
         **generate_kwargs: Any,
     ) -> Iterator[Transcript]:
         """The transcript of each recording, in order, as soon as it and those before it are done.
@@ -229,6 +250,9 @@ class AutomaticSpeechRecognitionPipeline:
         Args:
             inputs: recordings, as `__call__` takes them.
             strict: raise the first AudioError, rather than put it into a transcript.
+            word_timestamps: find out when each word was said, by what the decoder attended to. This and `confidence`
+                cost one further pass of the decoder for each batch.
+            confidence: give the probability of each token.
             progress: called with (seconds transcribed, seconds loaded so far) after each batch.
             generate_kwargs: as `__call__` takes them.
 
@@ -244,7 +268,7 @@ class AutomaticSpeechRecognitionPipeline:
         prompt = self._prompt(generate_kwargs)
         options = {name: value for name, value in generate_kwargs.items() if name not in _PROMPT_OPTIONS}
         windows = self._windows(iter(inputs), size * (16 if isinstance(inputs, list | tuple) else 1), strict)
-        return self._transcripts(windows, size, progress, prompt, options)
+        return self._transcripts(windows, size, progress, prompt, options, (word_timestamps, confidence))
 
     def _transcripts(
         self,
@@ -253,6 +277,7 @@ class AutomaticSpeechRecognitionPipeline:
         progress: Progress | None,
         prompt: dict[str, Any],
         options: dict[str, Any],
+        details: tuple[bool, bool],
     ) -> Iterator[Transcript]:
         done = loaded = 0.0
         for recordings in windows:
@@ -261,12 +286,12 @@ class AutomaticSpeechRecognitionPipeline:
             loaded += sum(len(chunk.samples) for chunk in chunks) / self._rate
             for first in range(0, len(chunks), size):
                 batch = chunks[first : first + size]
-                self._decode(batch, prompt, options)
+                self._decode(batch, prompt, options, details)
                 done += sum(len(chunk.samples) for chunk in batch) / self._rate
                 if progress is not None:
                     progress(done, loaded)
             for recording in recordings:
-                yield self._transcript(recording, prompt.get("language"))
+                yield self._transcript(recording, prompt.get("language"), details)
 
     @property
     def _rate(self) -> int:
@@ -310,8 +335,10 @@ class AutomaticSpeechRecognitionPipeline:
         chunks = [_Chunk(index, start, samples[start:end], []) for index, start, end in extractor.split(samples)]
         return _Recording(name, chunks, len(samples))
 
-    def _decode(self, chunks: list[_Chunk], prompt: dict[str, Any], options: dict[str, Any]) -> None:
-        """Fills in the tokens of one batch."""
+    def _decode(
+        self, chunks: list[_Chunk], prompt: dict[str, Any], options: dict[str, Any], details: tuple[bool, bool]
+    ) -> None:
+        """Fills in the tokens of one batch, and what is asked for of words (details[0]) and confidence (details[1])."""
         if "device" in inspect.signature(self.processor.feature_extractor.__call__).parameters:
             prompt = {"device": self.model.device, **prompt}
         inputs = self.processor(
@@ -325,6 +352,10 @@ class AutomaticSpeechRecognitionPipeline:
         ids = inputs.get("decoder_input_ids")
         prompt_length = 1 if ids is None else ids.shape[1]
         limits = self._limits(chunks, options, prompt_length)
+        if any(details):
+            with torch.no_grad():
+                inputs["encoder_outputs"] = self.model.encode(inputs)
+            del inputs[self.model.main_input_name]
         output = self.model.generate(**inputs, **{**options, "max_new_tokens": limits})
         rows = output if isinstance(output, torch.Tensor) else output.sequences
         ends = self._ends(options)
@@ -332,7 +363,37 @@ class AutomaticSpeechRecognitionPipeline:
             limit = limits[number] if isinstance(limits, list) else limits
             chunk.ids = row
             # Behind its own limit a row is padded, for some models with the token that ends a text.
-            chunk.cut = ends.isdisjoint(row[prompt_length : None if limit is None else prompt_length + limit])
+            new = row[prompt_length : prompt_length + limit]
+            chunk.cut = ends.isdisjoint(new)
+            chunk.said = list(takewhile(lambda token: token not in ends, new))
+        if any(details):
+            self._read_again(chunks, inputs, rows, prompt_length, with_words=details[0])
+
+    @torch.no_grad()
+    def _read_again(
+        self, chunks: list[_Chunk], inputs: dict[str, Any], rows: torch.Tensor, prompt_length: int, with_words: bool
+    ) -> None:
+        """Fills in what one pass over the tokens (B, length) of a batch tells about them."""
+        encoded = inputs["encoder_outputs"]
+        output = self.model(
+            encoder_outputs=encoded,
+            attention_mask=inputs.get("attention_mask"),
+            decoder_input_ids=rows[:, :-1],
+            use_cache=False,
+            output_attentions=with_words,
+            return_dict=True,
+        )
+        mask = encoded.attention_mask
+        frames = [encoded.last_hidden_state.shape[1]] * len(chunks) if mask is None else mask.sum(-1).tolist()
+        for row, chunk in enumerate(chunks):
+            first, count = prompt_length - 1, len(chunk.said)
+            scores = output.logits[row, first : first + count].float().softmax(-1)
+            tokens = rows[row, prompt_length : prompt_length + count, None]
+            chunk.probabilities = scores.gather(1, tokens).squeeze(1).tolist()
+            if with_words:
+                # The token that ends the text takes the silence behind it.
+                heard = slice(first, first + count + (not chunk.cut))
+                chunk.costs = alignment_costs(output.cross_attentions, row, heard, frames[row])
 
     def _limits(self, chunks: list[_Chunk], options: dict[str, Any], prompt_length: int) -> int | list[int]:
         """The most new tokens: of each chunk where its length counts, else of all.
@@ -363,7 +424,7 @@ class AutomaticSpeechRecognitionPipeline:
             ends = self.model.generation_config.eos_token_id
         return {ends} if isinstance(ends, int) else set(ends or ())
 
-    def _transcript(self, recording: _Recording, language: str | None) -> Transcript:
+    def _transcript(self, recording: _Recording, language: str | None, details: tuple[bool, bool]) -> Transcript:
         if recording.error is not None:
             return Transcript(recording.name, error=str(recording.error))
         rows = [chunk.ids for chunk in recording.chunks]
@@ -380,10 +441,26 @@ class AutomaticSpeechRecognitionPipeline:
                 (chunk.start + len(chunk.samples)) / self._rate,
                 piece.strip(),
                 chunk.cut,
+                self._words(chunk),
+                self._tokens(chunk) if details[1] else (),
             )
             for chunk, piece in zip(recording.chunks, texts, strict=True)
         )
         return Transcript(recording.name, text.strip(), recording.samples / self._rate, language, segments)
+
+    def _words(self, chunk: _Chunk) -> tuple[Word, ...]:
+        if chunk.costs is None:
+            return ()
+        start, seconds = chunk.start / self._rate, len(chunk.samples) / self._rate
+
+        def decode(ids: list[int]) -> str:
+            return self.processor.decode(ids, skip_special_tokens=True)
+
+        return words_of(chunk.said, chunk.probabilities, chunk.costs, decode, start, seconds)
+
+    def _tokens(self, chunk: _Chunk) -> tuple[Token, ...]:
+        pieces = self.processor.tokenizer.convert_ids_to_tokens(chunk.said)
+        return tuple(Token(piece, value) for piece, value in zip(pieces, chunk.probabilities, strict=True))
 
 
 def _is_recording(inputs: Any) -> bool:
@@ -415,14 +492,20 @@ def _samples(item: Any, name: str, rate: int) -> Any:
     return resample(check_samples(samples, name).cpu().numpy(), int(given), rate)
 
 
-def _result(transcript: Transcript, timestamps: bool) -> dict[str, Any]:
+def _result(transcript: Transcript, timestamps: bool | str, confidence: bool) -> dict[str, Any]:
     if transcript.error is not None:
         return {"error": transcript.error}
     result: dict[str, Any] = {"text": transcript.text}
     if transcript.truncated:
         result["truncated"] = True
+    segments = transcript.segments
+    words = [word for segment in segments for word in segment.words]
     if timestamps:
-        result["chunks"] = [
-            {"text": segment.text, "timestamp": (segment.start, segment.end)} for segment in transcript.segments
-        ]
+        spans: Sequence[Segment | Word] = words if timestamps == "word" else segments
+        result["chunks"] = [{"text": span.text, "timestamp": (span.start, span.end)} for span in spans]
+    if confidence:
+        result["tokens"] = [asdict(token) for segment in segments for token in segment.tokens]
+        if timestamps == "word":
+            for chunk, word in zip(result["chunks"], words, strict=True):
+                chunk["confidence"] = word.confidence
     return result

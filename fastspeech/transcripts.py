@@ -7,16 +7,37 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word, its times in seconds from the beginning of the recording, and the mean probability of its tokens."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the vocabulary and its probability, as the model saw it, after those before."""
+
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Segment:
     """A stretch of a recording and its text; times in seconds from the beginning.
 
-    `truncated`: the text was cut by the limit of tokens, so that words are missing at its end.
+    `truncated`: the text was cut by the limit of tokens, so that words are missing at its end. `words` and `tokens`
+    are there where they were asked for.
     """
 
     start: float
     end: float
     text: str
     truncated: bool = False
+    words: tuple[Word, ...] = ()
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,12 +72,15 @@ def to_txt(transcript: Transcript) -> str:
 
 
 def to_json(transcript: Transcript, indent: int | None = 2) -> str:
-    """An object of the record's fields."""
+    """An object of the record's fields; those of words and tokens only where there are any."""
     return json.dumps(_fields(transcript), ensure_ascii=False, indent=indent) + "\n"
 
 
 def to_srt(transcript: Transcript) -> str:
-    """SubRip. It knows no escapes, so that an arrow in the text, which would begin a cue, is shortened."""
+    """SubRip, a cue for each segment, or for each word where there are words.
+
+    It knows no escapes, so that an arrow in the text, which would begin a cue, is shortened.
+    """
     cues = (
         f"{number}\n{_time(segment.start, ',')} --> {_time(segment.end, ',')}\n"
         f"{_one_line(segment.text).replace('-->', '->')}\n"
@@ -66,7 +90,7 @@ def to_srt(transcript: Transcript) -> str:
 
 
 def to_vtt(transcript: Transcript) -> str:
-    """WebVTT, whose cue text escapes &, < and > as HTML does."""
+    """WebVTT, with the cues of `to_srt`, whose text escapes &, < and > as HTML does."""
     cues = (
         f"\n{_time(segment.start, '.')} --> {_time(segment.end, '.')}\n"
         f"{html.escape(_one_line(segment.text), quote=False)}\n"
@@ -84,11 +108,16 @@ def _fields(transcript: Transcript) -> dict[str, object]:
         return {"file": transcript.file, "error": transcript.error}
     fields = asdict(transcript) | {"truncated": transcript.truncated}
     del fields["error"]
+    for segment in fields["segments"]:
+        for name in ("words", "tokens"):
+            if not segment[name]:
+                del segment[name]
     return fields
 
 
-def _spoken(transcript: Transcript) -> list[Segment]:
-    return [segment for segment in transcript.segments if segment.text.strip()]
+def _spoken(transcript: Transcript) -> list[Segment | Word]:
+    cues = (cue for segment in transcript.segments for cue in segment.words or (segment,))
+    return [cue for cue in cues if cue.text.strip()]
 
 
 def _one_line(text: str) -> str:

@@ -296,3 +296,15 @@ def test_the_function_is_not_hidden_by_its_module() -> None:
     import fastspeech.pipelines
 
     assert fastspeech.pipeline is fastspeech.pipelines.pipeline
+
+
+def test_words_of_a_model_with_a_prompt_and_chunks() -> None:
+    """Each chunk's words lie within it, and the chunks' words are the text."""
+    recognise = pipeline(model=tiny_cohere.model(), processor=tiny_cohere.processor())
+    for options in ({}, {"num_beams": 2}):
+        (transcript,) = recognise.transcripts([noise(9)], word_timestamps=True, max_new_tokens=6, **options)
+        assert len(transcript.segments) == 2 and all(segment.words for segment in transcript.segments)
+        for segment in transcript.segments:
+            times = [time for word in segment.words for time in (word.start, word.end)]
+            assert times == sorted(times) and times[0] == segment.start and times[-1] <= segment.end + 1e-9
+            assert " ".join(word.text for word in segment.words).split() == segment.text.split()

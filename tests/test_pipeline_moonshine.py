@@ -93,3 +93,42 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert "--max-tokens-per-second" in captured.err
     with pytest.raises(SystemExit):
         main([*given, "--max-tokens-per-second", "0"])
+
+
+def test_words_and_confidence_against_the_steps_of_generate() -> None:
+    """The probabilities are those under which the tokens were chosen; times are in order and within each chunk."""
+    model, processor = tiny_moonshine.model(), tiny_moonshine.processor()
+    recognise = pipeline(model=model, processor=processor, return_timestamps="word", return_confidence=True)
+    seconds = [1.0, 0.4, 2.0]
+    plain = pipeline(model=model, processor=processor)([noise(s, 1) for s in seconds])
+    for length, result, expected in zip(seconds, recognise([noise(s, 1) for s in seconds]), plain, strict=True):
+        assert result["text"] == expected["text"] == " ".join(word["text"] for word in result["chunks"])
+        times = [time for word in result["chunks"] for time in word["timestamp"]]
+        assert times == sorted(times) and times[0] == 0 and times[-1] == length
+        assert [word["confidence"] for word in result["chunks"]] == [token["confidence"] for token in result["tokens"]]
+        assert [token["text"] for token in result["tokens"]] == ["▁" + word["text"] for word in result["chunks"]]
+    clip = processor(noise(1, 1), sampling_rate=16000, return_tensors="pt")
+    output = model.generate(**clip, max_new_tokens=7, return_dict_in_generate=True, output_logits=True)
+    probabilities = [
+        step.softmax(-1)[0, token].item()
+        for step, token in zip(output.logits, output.sequences[0, 1:].tolist(), strict=True)
+    ]
+    result = recognise(noise(1, 1), num_beams=1)
+    assert [token["confidence"] for token in result["tokens"]] == pytest.approx(probabilities, abs=1e-5)
+    assert "tokens" not in recognise(noise(1, 1), return_confidence=False)
+    with pytest.raises(ValueError, match="return_timestamps='char'"):
+        recognise(noise(1), return_timestamps="char")
+
+
+def test_the_command_writes_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tiny_moonshine.save(tmp_path / "model")
+    file = tmp_path / "a.wav"
+    file.write_bytes(encode(noise(1)[None], 16000))
+    given = ["transcribe", str(file), "--model", str(checkpoint), "--device", "cpu", "--word-timestamps"]
+    assert main([*given, "--format", "json", "--confidence"]) == 0
+    (segment,) = json.loads(capsys.readouterr().out)["segments"]
+    assert len(segment["words"]) == len(segment["tokens"]) == 7
+    assert segment["words"][0].keys() == {"text", "start", "end", "confidence"}
+    for kind in ("srt", "vtt"):
+        assert main([*given, "--format", kind]) == 0
+        assert capsys.readouterr().out.count("-->") == 7
