@@ -6,4 +6,5 @@ class AudioError(ValueError):
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded: no weights, a missing or misshapen tensor, an unsafe path, an unknown model."""
+    """A checkpoint that cannot be loaded: no weights, a missing or misshapen tensor, an unsafe path, an unknown model,
+    settings that make none."""

@@ -30,6 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from fastspeech.kernels.dispatch import interpreting
 from fastspeech.kernels.op import OPS, Op
 from fastspeech.kernels.spec import Case, OpSpec, all_specs, load_spec
 
@@ -94,7 +95,7 @@ class _Pointer:
     def __init__(self, tensor: Tensor) -> None:
         self.dtype = tensor.dtype
         # The allocator aligns storages to far more than the 16 bytes that Triton asks about.
-        self._address = 4096 + tensor.storage_offset() * tensor.element_size()
+        self._address = 4096 + int(tensor.storage_offset()) * tensor.element_size()
 
     def data_ptr(self) -> int:
         return self._address
@@ -184,7 +185,8 @@ def _read(compiled: Any, kernel: str, config: str, grid: tuple[int, ...], target
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _cuobjdump("-res-usage", file.name)
-        registers, stack, static = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "SHARED"))
+        counts = dict(re.findall(r"\b(REG|STACK|SHARED):(\d+)", usage))
+        registers, stack, static = (int(counts[key]) for key in ("REG", "STACK", "SHARED"))
         # Spilled registers live on the stack: without one there is nothing to disassemble for.
         spills = len(re.findall(r"\b(?:STL|LDL)\b", _cuobjdump("-sass", file.name))) if stack else 0
     return Binary(
@@ -246,6 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", choices=SHARED_LIMIT, help="one target; all where not given")
     parser.add_argument("--json", action="store_true", help="a JSON record a line: op, case, dtype, numbers, faults")
     options = parser.parse_args(arguments)
+    if interpreting():
+        parser.error("TRITON_INTERPRET=1 compiles nothing")
     line = "{:28} {:24} {:9} {:7} {:>5} {:>7} {:>6} {:>7} {:>7}  {}"
     if not options.json:
         print(line.format("kernel", "case", "dtype", "target", "regs", "spills", "stack", "shared", "limit", "config"))
