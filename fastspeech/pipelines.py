@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from fastspeech.audio.check import check_samples
-from fastspeech.audio.load import load_audio, resample
-from fastspeech.audio.source import source_name
+from fastspeech.audio.recording import is_recording, recording_name, recording_samples
 from fastspeech.auto import AutoModelForSpeechSeq2Seq, AutoProcessor, family_of_type
 from fastspeech.checkpoints.config import parse_dtype
 from fastspeech.checkpoints.loading import choose_device
@@ -223,7 +222,7 @@ class AutomaticSpeechRecognitionPipeline:
         confidence = self.return_confidence if return_confidence is None else return_confidence
         options: dict[str, Any] = {"word_timestamps": timestamps == "word", "confidence": confidence}
         options = {**options, **self.generate_kwargs, **(generate_kwargs or {}), **more_generate_kwargs}
-        if _is_recording(inputs):
+        if is_recording(inputs):
             (found,) = self.transcripts([inputs], batch_size=batch_size, strict=True, **options)
             return _result(found, timestamps, confidence)
         transcripts = self.transcripts(inputs, batch_size=batch_size, **options)
@@ -326,10 +325,10 @@ class AutomaticSpeechRecognitionPipeline:
             yield window
 
     def _load(self, item: Any, number: int) -> _Recording:
-        name = _name(item, number)
+        name = recording_name(item, number)
         extractor = self.processor.feature_extractor
         try:
-            samples = check_samples(_samples(item, name, self._rate), name, extractor.minimum_samples)
+            samples = check_samples(recording_samples(item, name, self._rate), name, extractor.minimum_samples)
         except AudioError as error:
             return _Recording(name, [], error=error)
         chunks = [_Chunk(index, start, samples[start:end], []) for index, start, end in extractor.split(samples)]
@@ -461,35 +460,6 @@ class AutomaticSpeechRecognitionPipeline:
     def _tokens(self, chunk: _Chunk) -> tuple[Token, ...]:
         pieces = self.processor.tokenizer.convert_ids_to_tokens(chunk.said)
         return tuple(Token(piece, value) for piece, value in zip(pieces, chunk.probabilities, strict=True))
-
-
-def _is_recording(inputs: Any) -> bool:
-    kinds = (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, torch.Tensor, dict)
-    return isinstance(inputs, kinds) or hasattr(inputs, "read")
-
-
-def _name(item: Any, number: int) -> str:
-    path = item.get("path") if isinstance(item, dict) else None
-    if isinstance(item, np.ndarray | torch.Tensor | dict):
-        return path if isinstance(path, str) else f"input {number}"
-    return source_name(item)
-
-
-def _samples(item: Any, name: str, rate: int) -> Any:
-    """The samples of a recording at `rate`."""
-    if isinstance(item, np.ndarray | torch.Tensor):
-        return item
-    if not isinstance(item, dict):
-        return load_audio(item, sampling_rate=rate)
-    samples = item.get("raw", item.get("array"))
-    if samples is None:
-        raise AudioError(f"{name}: a dictionary needs the samples as 'raw' or 'array', and their 'sampling_rate'")
-    given = item.get("sampling_rate")
-    if not isinstance(given, int | np.integer) or not 0 < given < 10_000_000:
-        raise AudioError(f"{name}: sampling_rate is {given!r}; state the rate of the samples in Hz")
-    if given == rate:
-        return samples
-    return resample(check_samples(samples, name).cpu().numpy(), int(given), rate)
 
 
 def _result(transcript: Transcript, timestamps: bool | str, confidence: bool) -> dict[str, Any]:

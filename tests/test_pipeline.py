@@ -221,7 +221,7 @@ def test_options_of_the_pipeline_hold_for_its_calls(clock: Clock) -> None:
     ("options", "fault"),
     [
         ({"language": "xx"}, "Unsupported language: 'xx'"),
-        ({"return_timestamps": "word"}, "has the times of chunks"),
+        ({"return_timestamps": "char"}, "there are the times of chunks"),
         ({"batch_size": 0}, "batch_size must be positive"),
         ({"num_return_sequences": 2}, "one text for a recording"),
     ],

@@ -7,6 +7,7 @@ import torch
 
 from tests.models.cohere_asr import cohere_pair
 from tests.models.moonshine import moonshine_pair
+from tests.models.speech_to_text import s2t_pair
 
 FIELDS = (
     "encoder_attentions",
@@ -28,18 +29,21 @@ def assert_alike(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("name", ["cohere", "moonshine"])
+@pytest.mark.parametrize("name", ["cohere", "moonshine", "speech_to_text"])
 def test_every_field(name: str, beams: int) -> None:
     if name == "cohere":
         theirs, ours = cohere_pair.pair("three heads", "eager")
         inputs = cohere_pair.audio(ours)
         start: dict[str, Any] = {"decoder_input_ids": cohere_pair.tokens(3, 2)}
+    elif name == "speech_to_text":
+        theirs, ours = s2t_pair.pair("deep decoder")
+        inputs, start = s2t_pair.audio(ours), {}
     else:
         theirs, ours = moonshine_pair.pair("three heads", "eager")
         inputs, start = moonshine_pair.audio(), {}
     asked = {"max_new_tokens": 5, "num_beams": beams, "eos_token_id": 4, "pad_token_id": 2, "do_sample": False}
     asked |= {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
-    asked |= {"decoder_start_token_id": 7 if name == "cohere" else 1}
+    asked |= {"decoder_start_token_id": {"cohere": 7, "moonshine": 1, "speech_to_text": 2}[name]}
     asked |= {"output_scores": True}
     expected, found = theirs.generate(**inputs, **start, **asked), ours.generate(**inputs, **start, **asked)
     assert found.sequences.tolist() == expected.sequences.tolist()
