@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import attention
+from fastspeech.layers.linear import direct
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.speech_to_text.blocks import Projections, SinusoidalPositions, dropped, feed_forward
 from fastspeech.models.speech_to_text.config import Speech2TextConfig
@@ -68,7 +69,7 @@ class Layer(nn.Module):
         q, k, v = by_head.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = config.attention_dropout if training else 0.0
         y, weights = attention(q, k, v, mask, False, dropout, with_weights, head_mask)
-        out = dropped(self.self_attn.out_proj, config.dropout, training)
+        out = dropped(direct(self.self_attn.out_proj), config.dropout, training)
         x, h = add_and_norm(self.final_layer_norm)(x, out(y))
         inner = feed_forward(self.fc1, self.fc2, self.activation, config.activation_dropout, training)
         delta = dropped(inner, config.dropout, training)(h)

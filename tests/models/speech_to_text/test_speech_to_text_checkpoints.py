@@ -58,7 +58,8 @@ def test_a_checkpoint_as_the_hub_holds_it(tmp_path: Path) -> None:
         state[f"model.{side}.embed_positions.weights"] = torch.zeros(9, 36)
         state[f"model.{side}.embed_positions._float_tensor"] = torch.zeros(1)
     torch.save(state, tmp_path / "pytorch_model.bin")
-    values = {**settings("deep decoder"), **sizes, **DEFAULTS, "model_type": "speech_to_text", "transformers_version": "4.4.0"}
+    values = settings("deep decoder") | sizes | DEFAULTS
+    values |= {"model_type": "speech_to_text", "transformers_version": "4.4.0"}
     (tmp_path / "config.json").write_text(json.dumps(values))
     found = fastspeech.AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path)
     assert isinstance(found, Speech2TextForConditionalGeneration)
