@@ -134,9 +134,11 @@ def positional(spec: OpSpec, inputs: Mapping[str, Any]) -> tuple[Op, tuple[Any, 
 
 def fake_cuda(value: Any) -> Any:
     """A tensor's twin on a GPU that need not exist, to be called in `FakeTensorMode`; anything else as it is."""
-    if isinstance(value, Tensor):
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
-    return value
+    if not isinstance(value, Tensor):
+        return value
+    span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    storage = torch.empty(value.storage_offset() + span, dtype=value.dtype, device="cuda")
+    return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype) -> None:

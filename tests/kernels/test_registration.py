@@ -50,9 +50,10 @@ def first(spec, kind):
     return next(case for case in spec.cases if case.kind == kind)
 
 
-@each_small_case
-def test_opcheck(spec, case):
-    op, args = positional(spec, inputs_of(spec, case.shape, grad=True))
+@each_spec
+@pytest.mark.parametrize("kind", ["ordinary", "odd", "edge"])
+def test_opcheck(spec, kind):
+    op, args = positional(spec, inputs_of(spec, first(spec, kind).shape, grad=True))
     torch.library.opcheck(op.overload, args)
 
 
