@@ -58,8 +58,8 @@ def relpos_attention(
         scale: factor of the scores, head_dim ** -0.5 where None.
 
     Returns:
-        (batch, frames, heads, head_dim), contiguous, in q's dtype; a row of length 0 gives 0. Queries behind a row's
-        length are computed like any other.
+        (batch, frames, heads, head_dim), contiguous, in q's dtype; a row of length 0 gives 0. What queries
+        behind another row's length give is not specified, but finite.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not fit.

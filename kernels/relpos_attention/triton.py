@@ -1,24 +1,28 @@
 """relpos_attention as one pass of online softmax, with the relative shift done in registers.
 
-For M queries from i0 and N keys from j0 the position scores are P[a, c] = q[i0+a] . r[T-M-i0+j0 + c], of which query a
-reads columns M-1-a to M-1-a+N-1: each row starts one column before the row above it. Three observations make this cheap.
+For M queries from i0 and N keys from j0 let P[a, c] = q[i0 + a] . r[T - M - i0 + j0 + c]. Query a needs columns
+M - 1 - a to M - 1 - a + N - 1 of it: each row starts a column before the row above. What makes this cheap:
 
-- Blocks of N columns of P are shared by neighbouring key tiles, so that a tile computes N new columns and keeps the
-  earlier ones: the position scores cost what the content scores cost, not (M+N)/N times that.
-- Within a block the shift is a rotation of each row, after which a block is where every key tile wants it. A row takes
-  its N values from two neighbouring blocks, as `column + shift < N` decides.
-- A rotation by s is log2(N) exchanges: position c goes to b = c - s (mod N) one bit at a time from the lowest, and
-  whether bit t changes follows from s and the lower bits of b, bit t of s + (b mod 2^t). An exchange of columns that
-  differ in one bit stays in the registers of a thread, or crosses two lanes of a quad (bits 1 and 2 of a tensor-core
-  accumulator), never shared memory. It is written as the sum of the two less one's own, which compiles to one select.
+- A key tile shares all but N columns of P with the tile before. They are kept, so that the position scores cost what
+  the content scores cost, and not (M + N) / N times that.
+- P is kept in blocks of N columns whose rows are rotated. All key tiles want the same rotation of a row, and take its
+  N values from two neighbouring blocks, the column deciding from which.
+- A rotation by s is log2(N) exchanges, one for each bit of the column, from the lowest: column c = b + s (mod N) is to
+  go to b, and whether bit t of c must change follows from s and the bits of b below, as bit t of s + (b mod 2^t). Two
+  columns that differ in one bit lie in one thread, or in two lanes of one quad (bits 1 and 2 of what tensor cores
+  accumulate), never behind shared memory. An exchange is written as the sum of the two less one's own, of which the
+  compiler leaves a select.
 
-score = scale (q.k + q.r + u.k + v.r): the two bias terms are numbers per key and per position, computed by a small
-kernel before, so that one copy of q serves both products and no sum q + u is rounded to the dtype of the tensor cores.
-The term of the keys is -inf behind the length, which is all the masking there is.
+The scores are scale (q.k + q.r + u.k + v.r). The bias terms, a number for each key and each position, come from a small
+kernel before this one: one copy of q serves both products, and no sum q + u is rounded to the dtype of the tensor
+cores. The key's term is -inf behind the length, which is all the masking that scores need.
 
-32 x 438 frames of 8 heads of 160 in bfloat16: 49 GFLOP in tiles of 64 x 32. A tile takes 650 instructions a warp and
-480 cycles of an H100's tensor cores, and reads 30 kB from L2: with two programs an SM some 100 us, estimated, not
-measured. The T x 2T scores in memory alone would cost 1.1 GB, 250 us.
+Arithmetic, not measurement: 32 rows of 438 frames with 8 heads of 160 in bfloat16 are 47 GFLOP, 190 tiles of 64 x 32
+for each of an H200's 132 SMs. A tile is 480 cycles of tensor cores, 700 instructions of each warp and 30 kB from L2.
+With two programs an SM the instructions bound it: 100 us at 1.7 GHz, and 9 us for the bias terms, which read k from
+HBM once more. Writing and reading the T x 2T scores would by itself take 250 us.
+
+Heads wider than 176 spill a few registers, as an accumulator of 64 x 256 leaves too few for the rest.
 """
 
 from __future__ import annotations
@@ -37,8 +41,11 @@ ROWS = 32
 
 @triton.jit
 def _columns(shift, COUNT: tl.constexpr, M: tl.constexpr):
-    """shift[a] + b for b < COUNT. The multiples of 8, which tell registers of a thread apart, are added last: as
-    constants they cost an instruction, as part of an arange a register each."""
+    """shift[a] + b for b < COUNT.
+
+    The multiples of 8 in b, which tell a thread's registers apart, are added last: a constant costs an instruction,
+    where an element of a longer arange costs a register throughout.
+    """
     LOW: tl.constexpr = min(COUNT, 8)
     low = shift[:, None, None] + tl.arange(0, LOW)[None, None, :]
     return tl.reshape(low + 8 * tl.arange(0, COUNT // LOW)[None, :, None], (M, COUNT))
@@ -74,11 +81,12 @@ def _lanes(part, WIDTHS: tl.constexpr):
 
 @triton.jit
 def _add_product(c, held, q, own, x, rows, DIM: tl.constexpr, WIDTHS: tl.constexpr, CHUNK: tl.constexpr):
-    """c + Q X^T, where rows `rows` of x are X, and Q is `held` in parts, or rows `own` of q, by chunks of components."""
+    """c + Q X^T, with X at offsets `rows` of x, and Q `held` in parts, or read at offsets `own` of q in chunks."""
     if CHUNK == 0:
         for part in tl.static_range(len(WIDTHS)):
             d = _lanes(part, WIDTHS)[None, :]
-            c = tl.dot(held[part], tl.trans(tl.load(x + d + rows, mask=d < DIM, other=0.0)), c)
+            other = tl.load(x + d + rows, mask=d < DIM, other=0.0)
+            c = tl.dot(held[part], tl.trans(other), c, input_precision="ieee")
     else:
         # Summed apart, lest a large c cost each product digits, which float32 would show.
         product = tl.zeros_like(c)
@@ -108,9 +116,9 @@ def _block(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A rotated block of position scores: columns for r's rows from `first`, counted from the middle one.
+    """A rotated block of position scores: N columns, from the row of r that is `first` behind its middle one.
 
-    Rows beyond r's ends belong to no pair of a query and a key; they repeat its last.
+    Rows beyond r's ends, which no pair of a query and a key asks for, repeat the last.
     """
     steps = tl.minimum(tl.maximum(first + tl.arange(0, N), -reach), reach)
     bias = tl.broadcast_to(tl.load(position + steps)[None, :], (M, N))
@@ -118,7 +126,10 @@ def _block(
     return _rotate(p, shift, M, N)
 
 
-@triton.jit(do_not_specialize=["q_batch", "q_head", "k_batch", "k_head", "v_batch", "v_head", "r_head", "frames", "zero"])
+DYNAMIC = ["q_batch", "q_head", "k_batch", "k_head", "v_batch", "v_head", "r_head", "frames", "zero"]
+
+
+@triton.jit(do_not_specialize=DYNAMIC)
 def _relpos_attention(
     q,
     k,
@@ -150,10 +161,10 @@ def _relpos_attention(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """One tile of M = 2 N queries of one head. Strides of batch and head are in units of UNIT elements.
+    """A tile of M = 2 N queries of one head. Strides of batch and head count UNIT elements.
 
-    `zero` is 0, which the compiler must not know: from it starts the walk over the keys, and a walk that is known to
-    start on a multiple of N has predicates that it can compute before, and keeps them in 60 registers that spill.
+    `zero` is 0, unknown to the compiler. The walk over the keys starts there: if that were a known multiple of N, what
+    decides about exchanges would be computed ahead of the loop, into 60 registers that there are not.
     """
     tl.static_assert(M == 2 * N)
     tiles = tl.cdiv(frames, M)
@@ -188,18 +199,18 @@ def _relpos_attention(
     highest = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
 
-    # Blocks count from the row of r that query start + M - 1 has for key 0. At key tile t the lower N queries read
-    # blocks t and t + 1, the upper N blocks t + 1 and t + 2: `left` and `right` are what each half reads.
+    # Blocks count from the row of r that the tile's last query needs for key 0. At the t-th key tile its last N
+    # queries read blocks t and t + 1, its first N blocks t + 1 and t + 2: in `left` and `right` each finds its two.
     shift = M - 1 - a
     base = 1 - M - start
-    upper = (a < N)[:, None]
+    early = (a < N)[:, None]
     below = _block(held, q, own, r, position, base, frames - 1, shift, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
     last = _block(held, q, own, r, position, base + N, frames - 1, shift, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
-    left = tl.where(upper, last, below)
+    left = tl.where(early, last, below)
     for j in range(zero, length, N):
         turn = shift + j
         new = _block(held, q, own, r, position, base + M + j, frames - 1, turn, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
-        right = tl.where(upper, new, last)
+        right = tl.where(early, new, last)
         s = tl.where(_columns(turn & (N - 1), N, M) < N, left, right)
         left = right
         last = new
@@ -222,6 +233,7 @@ def _relpos_attention(
         sums = faded
 
     norm = 1.0 / tl.where(total == 0, 1.0, total)[:, None]
+    # As above: what stores need is to be computed here, not kept throughout.
     a += zero
     out += ((b * frames + start) * HEADS + head) * DIM
     for part in tl.static_range(len(WIDTHS)):
@@ -289,16 +301,20 @@ def _bias_scores(
 def _widths(head_dim: int) -> tuple[int, ...]:
     """The head dim, rounded up to 16, in parts of 64 and smaller powers of two.
 
-    A part wider than the M = 64 queries would make Triton spread the warps over it, where each row should be one's own.
+    Triton would give warps columns of a part wider than its M rows, and a row's softmax would cross them.
     """
     whole, rest = divmod(16 * triton.cdiv(head_dim, 16), 64)
     return (64,) * whole + tuple(width for width in (32, 16) if rest & width)
 
 
 def _unit(tensors: tuple[Tensor, ...]) -> int:
-    """The elements in 16 bytes where every row of every head starts on a multiple of them, else 1."""
+    """The elements in 16 bytes if all strides are multiples of it, so that Triton loads vectors, else 1.
+
+    Left to itself Triton would look at the strides that depend on the frames, and compile for each outcome.
+    """
     unit = 16 // tensors[0].element_size()
-    return unit if all(stride % unit == 0 for t in tensors for stride in t.stride()[:-1]) else 1
+    sizes_strides = (pair for t in tensors for pair in zip(t.shape[:-1], t.stride()[:-1], strict=True))
+    return unit if all(size == 1 or stride % unit == 0 for size, stride in sizes_strides) else 1
 
 
 def launch(
@@ -322,7 +338,8 @@ def launch(
     position = q.new_empty(heads, 2 * frames - 1, dtype=torch.float32)
 
     unit = _unit((q, k, v, r))
-    (q_batch, q_head), (k_batch, k_head), (v_batch, v_head) = ((t.stride(0) // unit, t.stride(2) // unit) for t in (q, k, v))
+    q_batch, k_batch, v_batch = (t.stride(0) // unit for t in (q, k, v))
+    q_head, k_head, v_head = (t.stride(2) // unit for t in (q, k, v))
     r_head = r.stride(1) // unit
     shared = {"K_STRIDE": k.stride(1), "R_STRIDE": r.stride(0), "UNIT": unit, "HEADS": heads, "DIM": dim}
     key_programs = batch * heads * triton.cdiv(padded, ROWS)
