@@ -45,6 +45,8 @@ def _triton_limits(
 ) -> str | None:
     if waveform.element_size() != 4:
         return f"{waveform.dtype} is served by the reference: a log spectrum needs float32"
+    if n_fft not in (64, 128, 256, 512):
+        return f"a DFT of {n_fft} points; those of 64, 128, 256 and 512 are made of 32 lanes times a power of two"
     return None
 
 
