@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,10 @@ def test_decode(against: Any, pair: Any, beams: int) -> None:
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "num_beams": beams}
 
     def run(model: Any) -> torch.Tensor:
-        return model.generate(decoder_input_ids=prompt, encoder_outputs=encoded[model], do_sample=False, **length)
+        # A copy, as transformers repeats the record it is given for each beam.
+        return model.generate(
+            decoder_input_ids=prompt, encoder_outputs=copy.copy(encoded[model]), do_sample=False, **length
+        )
 
     encoded = {model: model.model.encoder(**batch) for model in pair}
     assert torch.equal(run(ours), run(theirs))
