@@ -67,8 +67,14 @@ def test_opcheck_of_the_backward(spec):
 
 @each_small_case
 def test_gradients(spec, case, path):
-    function, given = called(spec, inputs_of(spec, case.shape, torch.float64, grad=True))
-    assert torch.autograd.gradcheck(function, given, fast_mode=True)
+    # Not at the record's own values: across silence or an empty filter no difference quotient is a derivative.
+    generator = torch.Generator().manual_seed(1)
+    inputs = inputs_of(spec, case.shape, torch.float64)
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            drawn = 0.5 + torch.rand(value.shape, generator=generator, dtype=torch.float64)
+            inputs[name] = drawn.requires_grad_()
+    assert torch.autograd.gradcheck(*called(spec, inputs), fast_mode=True)
 
 
 @each_spec
