@@ -121,7 +121,7 @@ SPEC = OpSpec(
         Case(
             "more bins than a tile",
             "edge",
-            {"batch": 1, "samples": 600, "n_fft": 512, "taps": 400, "hop": 160, "bins": 131, "per_frame": False},
+            {"batch": 2, "samples": 2000, "n_fft": 512, "taps": 400, "hop": 160, "bins": 131, "per_frame": False},
         ),
         # The longest clips of Cohere ASR and of Speech2Text.
         Case("cohere 35 s", "model", {"batch": 2, "samples": 560000, **COHERE, "lengths": (560000, 400000)}),
