@@ -23,7 +23,7 @@ from torch import Tensor
 from fastspeech.kernels import dispatch, guard
 from fastspeech.kernels.op import OPS
 from fastspeech.kernels.spec import Case, OpSpec, all_specs, load_spec
-from fastspeech.kernels.tolerance import judge
+from fastspeech.kernels.tolerance import Verdict, judge
 
 Inputs = dict[str, Any]
 
@@ -37,6 +37,9 @@ class Subject:
     dtype: torch.dtype
     backend: str
     device: str = "cpu"
+    seed: int = 0
+    verdicts: list[Verdict] = dataclasses.field(default_factory=list, compare=False)
+    """Of every output that was judged, in order."""
 
     @property
     def dtype_name(self) -> str:
@@ -47,7 +50,7 @@ class Subject:
 
     def inputs(self) -> Inputs:
         """The case's inputs, the same at every call."""
-        made = self.spec.inputs(self.dtype, torch.Generator().manual_seed(0), **self.case.shape)
+        made = self.spec.inputs(self.dtype, torch.Generator().manual_seed(self.seed), **self.case.shape)
         return {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in made.items()}
 
     def run(self, inputs: Mapping[str, Any], backend: str | None = None) -> tuple[Tensor, ...]:
@@ -85,6 +88,7 @@ class Subject:
             assert got.dtype == plain.dtype, f"output {index} is {got.dtype}, the reference's {plain.dtype}"
             assert oracle.isfinite().all(), f"the oracle of output {index} is not finite"
             verdict = judge(got, plain[rows], oracle[rows], self.spec.tolerance)
+            self.verdicts.append(verdict)
             assert verdict.ok, f"output {index} errs by {verdict.error:.3g}, allowed {verdict.allowed:.3g}"
 
 
@@ -224,7 +228,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 }
 
 
-def plan(spec: OpSpec, backend: str, device: str = "cpu") -> Iterator[tuple[str, Subject]]:
+def plan(spec: OpSpec, backend: str, device: str = "cpu", seed: int = 0) -> Iterator[tuple[str, Subject]]:
     """The checks that an op is put to, if it has that backend: parity in each dtype, the others in its first.
 
     The cases of released models take a GPU. On the CPU the reference is its own measure, and allocates as it likes.
@@ -234,7 +238,7 @@ def plan(spec: OpSpec, backend: str, device: str = "cpu") -> Iterator[tuple[str,
         if case.kind == "model" and device == "cpu":
             continue
         for dtype in spec.dtypes:
-            subject = Subject(spec, case, dtype, backend, device)
+            subject = Subject(spec, case, dtype, backend, device, seed)
             yield "parity", subject
             if dtype == spec.dtypes[0]:
                 yield from ((check, subject) for check in _applicable(subject))
@@ -256,6 +260,12 @@ def _applicable(subject: Subject) -> list[str]:
     return checks
 
 
+def _nearest(subject: Subject) -> dict[str, float | None]:
+    """The error that came nearest to what was allowed; None where nothing was judged."""
+    worst = max(subject.verdicts, key=lambda v: v.error - v.allowed, default=None)
+    return {"error": worst and worst.error, "allowed": worst and worst.allowed}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command. Exit status 1 where a check failed."""
     parser = argparse.ArgumentParser(prog="python -m fastspeech.kernels.verify", description="Check kernels.")
@@ -265,6 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", choices=CHECKS, help="one check; all that apply where not given")
     parser.add_argument("--case", help="one case by name; all where not given")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; all that the op claims where not given")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON record a line")
     options = parser.parse_args(arguments)
     if dispatch.interpreting():
@@ -273,11 +284,12 @@ def main(arguments: list[str] | None = None) -> int:
         interpreter.correct()
     failed = False
     for spec in all_specs() if options.op is None else [load_spec(options.op)]:
-        for check, subject in plan(spec, options.backend, options.device):
+        for check, subject in plan(spec, options.backend, options.device, options.seed):
             where = {"op": spec.name, "check": check, "case": subject.case.name, "dtype": subject.dtype_name}
             if any(getattr(options, key) not in (None, value) for key, value in where.items()):
                 continue
             began, fault = time.perf_counter(), ""
+            subject.verdicts.clear()
             try:
                 CHECKS[check](subject)
             except Exception as error:
@@ -286,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
                     fault += "\n" + traceback.format_exc()
             seconds = round(time.perf_counter() - began, 3)
             if options.json:
-                print(json.dumps({**where, "seconds": seconds, "fault": fault}), flush=True)
+                print(json.dumps({**where, **_nearest(subject), "seconds": seconds, "fault": fault}), flush=True)
             else:
                 print(f"{'FAIL' if fault else 'ok':4} {seconds:7.2f}s", *where.values(), fault, sep="  ", flush=True)
     return int(failed)
