@@ -11,6 +11,7 @@ from fastspeech.kernels.log_mel import log_mel
 from fastspeech.kernels.op import OPS
 from fastspeech.kernels.relpos_attention import relpos_attention
 from fastspeech.kernels.residual_layer_norm import residual_layer_norm
+from fastspeech.kernels.residual_vq import residual_vq
 from fastspeech.kernels.rope_attention import rope_attention
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "log_mel",
     "relpos_attention",
     "residual_layer_norm",
+    "residual_vq",
     "rope_attention",
     "use_backend",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastspeech.kernels
 from fastspeech.kernels.op import OPS
-from fastspeech.kernels.tolerance import RULE, Tolerance
+from fastspeech.kernels.tolerance import RULE, Tolerance, Verdict
 
 Kind = Literal["ordinary", "odd", "edge", "model"]
 
@@ -65,6 +65,8 @@ class OpSpec:
             the batch and frames or samples in a row; it compiles nothing new.
         dtypes: the dtypes the fused kernels claim.
         tolerance: of the outputs, the rule where not given.
+        judge: `judge(output, plain, **kwargs)` in place of the rule, for an output that is chosen and not computed:
+            `plain` is what the reference makes of the same inputs in the same dtype.
         stack: reasons for which a compiled kernel may spill registers or use a stack frame, by target
             ("sm_80", ...); empty where none may.
     """
@@ -80,6 +82,7 @@ class OpSpec:
     vary: Callable[[Mapping[str, Any], int, int], Mapping[str, Any]] = _vary
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     tolerance: Tolerance = RULE
+    judge: Callable[..., Verdict] | None = None
     stack: Mapping[str, str] = field(default_factory=dict)
 
 

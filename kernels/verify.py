@@ -87,7 +87,10 @@ class Subject:
         for index, (got, plain, oracle) in enumerate(zip(outputs, plains, oracles, strict=True)):
             assert got.dtype == plain.dtype, f"output {index} is {got.dtype}, the reference's {plain.dtype}"
             assert oracle.isfinite().all(), f"the oracle of output {index} is not finite"
-            verdict = judge(got, plain[rows], oracle[rows], self.spec.tolerance)
+            if self.spec.judge is not None:
+                verdict = self.spec.judge(got, plain, **inputs)
+            else:
+                verdict = judge(got, plain[rows], oracle[rows], self.spec.tolerance)
             self.verdicts.append(verdict)
             assert verdict.ok, f"output {index} errs by {verdict.error:.3g}, allowed {verdict.allowed:.3g}"
 
