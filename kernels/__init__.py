@@ -7,10 +7,12 @@ The record of an op is `SPEC` in `fastspeech.kernels.<op>.spec`.
 from fastspeech.kernels.cmvn import cmvn
 from fastspeech.kernels.conformer_conv import conformer_conv
 from fastspeech.kernels.dispatch import BACKENDS, BackendError, backend, use_backend
+from fastspeech.kernels.embed_sum import embed_sum
 from fastspeech.kernels.log_mel import log_mel
 from fastspeech.kernels.op import OPS
 from fastspeech.kernels.relpos_attention import relpos_attention
 from fastspeech.kernels.residual_layer_norm import residual_layer_norm
+from fastspeech.kernels.residual_rms_norm import residual_rms_norm
 from fastspeech.kernels.residual_vq import residual_vq
 from fastspeech.kernels.rope_attention import rope_attention
 
@@ -21,9 +23,11 @@ __all__ = [
     "backend",
     "cmvn",
     "conformer_conv",
+    "embed_sum",
     "log_mel",
     "relpos_attention",
     "residual_layer_norm",
+    "residual_rms_norm",
     "residual_vq",
     "rope_attention",
     "use_backend",
