@@ -60,7 +60,7 @@ FAMILIES = {
 }
 """Every model of the library by its `model_type`."""
 
-_WHERE = ("revision", "cache_dir", "local_files_only", "token")
+_WHERE = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
 def family_of(name_or_path: str | os.PathLike[str], **where: Any) -> Family:
@@ -111,14 +111,23 @@ class _Auto:
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        trust_remote_code: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """What the checkpoint in a folder or on the hub holds, by its own class's `from_pretrained(**kwargs)`.
+
+        `trust_remote_code` permits what is never done: no code of a checkpoint is run, whatever it says.
 
         Raises:
             CheckpointError: a model that the library does not have, or whatever else is wrong in the checkpoint.
         """
-        family = family_of(name_or_path, **{name: kwargs[name] for name in _WHERE if name in kwargs})
-        return cls._choose(family).from_pretrained(name_or_path, **kwargs)
+        where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+        family = family_of(pretrained_model_name_or_path, **where)
+        return cls._choose(family).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 class _AutoModelBase(_Auto):

@@ -38,6 +38,13 @@ def test_arguments_reach_the_class(checkpoint: Path) -> None:
     assert str(model.dtype) == "torch.bfloat16"
 
 
+@pytest.mark.parametrize(("auto", "name"), AUTO.items())
+def test_no_code_of_a_checkpoint_is_run(checkpoint: Path, auto: str, name: str) -> None:
+    """However much it is trusted, and nothing is left of the permission."""
+    found = getattr(fastspeech, auto).from_pretrained(checkpoint, trust_remote_code=True)
+    assert type(found) is getattr(fastspeech, name) and not hasattr(found, "trust_remote_code")
+
+
 def test_a_model_from_its_configuration(checkpoint: Path) -> None:
     config = fastspeech.AutoConfig.from_pretrained(checkpoint)
     assert type(fastspeech.AutoModel.from_config(config)) is fastspeech.CohereAsrModel

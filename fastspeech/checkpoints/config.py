@@ -53,12 +53,13 @@ class PretrainedConfig:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        revision: str | None = "main",
         **overrides: Any,
     ) -> Self:
         """The configuration in config.json of a folder or hub id; `overrides` replace its fields.
@@ -67,7 +68,12 @@ class PretrainedConfig:
             CheckpointError: no readable config.json, or one of another model.
         """
         folder = locate(
-            name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
         )
         return cls.from_folder(folder, **overrides)
 
@@ -111,9 +117,9 @@ class PretrainedConfig:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json into `folder`, which is made where it is missing."""
-        folder = Path(folder)
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write config.json into `save_directory`, which is made where it is missing."""
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder, CONFIG_FILE, self.to_dict())
 

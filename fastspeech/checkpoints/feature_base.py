@@ -105,12 +105,13 @@ class FeatureExtractor:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        revision: str | None = "main",
         **overrides: Any,
     ) -> Self:
         """The extractor of a folder or hub id; `overrides` replace its settings.
@@ -119,7 +120,12 @@ class FeatureExtractor:
             CheckpointError: no readable settings there.
         """
         folder = locate(
-            name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
         )
         return cls.from_folder(folder, **overrides)
 
@@ -149,9 +155,9 @@ class FeatureExtractor:
         values = {name: value for name, value in vars(self).items() if name[0] != "_"}
         return values | {"feature_extractor_type": type(self).__name__}
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write preprocessor_config.json into `folder`, which is made where it is missing."""
-        folder = Path(folder)
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write preprocessor_config.json into `save_directory`, which is made where it is missing."""
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder, FEATURES_FILE, self.to_dict())
 

@@ -25,6 +25,7 @@ def locate(
     *,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
     local_files_only: bool = False,
     token: str | bool | None = None,
     weights: bool = False,
@@ -32,7 +33,8 @@ def locate(
     """The folder of a checkpoint: `name_or_path` itself where it is one, else the downloaded snapshot of that hub id.
 
     Only files at the top of the repository are fetched: settings and vocabularies, and with `weights` the safetensors
-    files (the `*.bin` files only where there are none).
+    files (the `*.bin` files only where there are none). What was fetched before is not fetched again, unless
+    `force_download` says so.
 
     Raises:
         CheckpointError: no such folder, or the hub does not give it.
@@ -55,6 +57,7 @@ def locate(
                     name,
                     revision=revision,
                     cache_dir=None if cache_dir is None else Path(cache_dir),
+                    force_download=force_download,
                     local_files_only=local_files_only,
                     token=token,
                     allow_patterns=patterns,

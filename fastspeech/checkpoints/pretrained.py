@@ -11,6 +11,7 @@ from fastspeech.checkpoints.config import PretrainedConfig
 from fastspeech.checkpoints.files import blaming, inside, locate
 from fastspeech.checkpoints.loading import choose_device, choose_dtype, fill
 from fastspeech.checkpoints.weights import open_weights, save_weights
+from fastspeech.errors import CheckpointError
 
 GENERATION_FILE = "generation_config.json"
 
@@ -65,41 +66,57 @@ class PretrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         config: PretrainedConfig | None = None,
-        revision: str | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device_map: torch.device | str | int | dict[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        use_safetensors: bool | None = None,
+        low_cpu_mem_usage: bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        revision: str | None = "main",
         **overrides: Any,
     ) -> Self:
         """The model of a checkpoint folder or hub id, in evaluation mode.
 
         Args:
-            name_or_path: a folder, or a hub id such as "organisation/model".
+            pretrained_model_name_or_path: a folder, or a hub id such as "organisation/model".
             config: used in place of the checkpoint's config.json.
-            revision: branch, tag or commit on the hub.
             dtype: of the floating parameters and buffers. "auto" and None: what config.json says, else that of the
                 first floating tensor.
             torch_dtype: former name of `dtype`.
             device_map: "auto" for the GPU where there is one, a device, or `{"": device}`. None: the CPU.
+            attn_implementation: "eager" or "sdpa", which are served alike: attention is one op here, fused where
+                nothing needs its weights, and with `output_attentions` they are computed and returned. Another
+                implementation is not at hand, and an error.
+            use_safetensors: True: refuse a checkpoint that has only .bin files. By default those serve too, where there
+                is no other, read as tensors and no code.
+            low_cpu_mem_usage: without effect: memory is taken once, for what is loaded.
             cache_dir: where downloads are kept.
+            force_download: fetch what was fetched before again.
             local_files_only: never download.
             token: hub token.
+            revision: branch, tag or commit on the hub.
             **overrides: fields of the configuration to replace.
 
         Raises:
             CheckpointError: anything wrong in the checkpoint; the message names it. Raised before memory is taken.
             ValueError: wrong arguments.
         """
+        if attn_implementation not in (None, "eager", "sdpa"):
+            raise ValueError(f"attn_implementation must be 'eager' or 'sdpa', got {attn_implementation!r}")
+        if use_safetensors is False:
+            raise ValueError("use_safetensors=False: safetensors files go before .bin files wherever there are both")
         folder = locate(
-            name_or_path,
+            pretrained_model_name_or_path,
             revision=revision,
             cache_dir=cache_dir,
+            force_download=force_download,
             local_files_only=local_files_only,
             token=token,
             weights=True,
@@ -112,22 +129,25 @@ class PretrainedModel(nn.Module):
             raise TypeError(f"{', '.join(unknown)}: neither an argument nor a field of {cls.config_class.__name__}")
         config = cls.config_class.from_dict(config.to_dict(), **overrides)
         stored = open_weights(folder)
+        if use_safetensors and any(tensor.path.suffix == ".bin" for tensor in stored.values()):
+            raise CheckpointError(f"{folder} has .bin files and no safetensors, which use_safetensors=True asks for")
         chosen = choose_dtype(dtype if dtype is not None else torch_dtype, config, stored)
 
         with blaming(folder), torch.device("meta"):
             model = cls(config)
         fill(model, folder, stored, device, chosen)
         config.dtype = chosen
-        model.name_or_path = os.fspath(name_or_path)
+        model.name_or_path = os.fspath(pretrained_model_name_or_path)
         maker = cls.generation_config_class
         if maker is not None and inside(folder, GENERATION_FILE).exists():
             with blaming(folder / GENERATION_FILE):
                 model.generation_config = maker.from_pretrained(folder)
         return model.eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
-        """Write config.json, generation_config.json and the weights into `folder`, as transformers reads them."""
-        folder = Path(folder)
+    def save_pretrained(self, save_directory: str | os.PathLike[str], max_shard_size: int | str = "5GB") -> None:
+        """Write config.json, generation_config.json and the weights into `save_directory`, as transformers reads
+        them."""
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.architectures = [type(self).__name__]
         self.config.dtype = self.dtype

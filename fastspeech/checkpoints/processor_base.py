@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from fastspeech.checkpoints.feature_base import FEATURES_FILE, PROCESSOR_FILE, FeatureExtractor
 from fastspeech.checkpoints.files import write_json
+from fastspeech.checkpoints.hub import upload
 from fastspeech.checkpoints.tokenizer import Tokenizer
 from fastspeech.checkpoints.tokenizer_base import TokenizerBase
 
@@ -28,12 +30,12 @@ class ProcessorMixin:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        revision: str | None = "main",
         **overrides: Any,
     ) -> Self:
         """The processor of a folder or hub id, as transformers 4 or 5 saved it; `overrides` replace settings of the
@@ -45,21 +47,51 @@ class ProcessorMixin:
         where: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
+            "force_download": force_download,
             "local_files_only": local_files_only,
             "token": token,
         }
-        extractor = cls.feature_extractor_class.from_pretrained(name_or_path, **where, **overrides)
-        return cls(extractor, cls.tokenizer_class.from_pretrained(name_or_path, **where))
+        extractor = cls.feature_extractor_class.from_pretrained(pretrained_model_name_or_path, **where, **overrides)
+        return cls(extractor, cls.tokenizer_class.from_pretrained(pretrained_model_name_or_path, **where))
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the extractor's and the tokenizer's files into `folder`, in the form transformers 4 and 5 both read."""
-        folder = Path(folder)
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        legacy_serialization: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write the extractor's and the tokenizer's files into `save_directory`.
+
+        Args:
+            push_to_hub: also upload these files, and no others of that folder.
+            legacy_serialization: put the extractor's settings into a file of their own, as transformers 4 and 5 both
+                read them; False for processor_config.json, where transformers 5 puts them.
+            **kwargs: of the upload: `repo_id`, by default the folder's name, and the arguments of
+                `fastspeech.checkpoints.hub.upload`.
+
+        Raises:
+            TypeError: arguments of an upload without `push_to_hub`, or unknown ones.
+        """
+        if kwargs and not push_to_hub:
+            raise TypeError(f"{', '.join(kwargs)}: only with push_to_hub=True")
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        name = {"processor_class": type(self).__name__}
         self.tokenizer.save_pretrained(folder)
-        write_json(folder, FEATURES_FILE, self.feature_extractor.to_dict() | name)
-        # also takes the place of one by transformers 5, whose "feature_extractor" would win over the file above
-        write_json(folder, PROCESSOR_FILE, name)
+        name = {"processor_class": type(self).__name__}
+        settings = self.feature_extractor.to_dict()
+        # of an earlier save, either file would win over the other in one of the two transformers
+        if legacy_serialization:
+            write_json(folder, FEATURES_FILE, settings | name)
+            write_json(folder, PROCESSOR_FILE, name)
+        else:
+            write_json(folder, PROCESSOR_FILE, name | {"feature_extractor": settings})
+            (folder / FEATURES_FILE).unlink(missing_ok=True)
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", folder.absolute().name)
+            with TemporaryDirectory() as draft:
+                self.save_pretrained(draft, legacy_serialization=legacy_serialization)
+                upload(Path(draft), repo_id, **kwargs)
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """`Tokenizer.decode`."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 import tokenizers
 
 from fastspeech.checkpoints.files import blaming, inside, read_json_if_any, replacing, write_json
-from fastspeech.checkpoints.tokenizer_base import TokenizerBase, cleaned_up, plain_settings
+from fastspeech.checkpoints.tokenizer_base import Text, TokenizerBase, cleaned_up, plain_settings
 from fastspeech.errors import CheckpointError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -52,9 +52,9 @@ class Tokenizer(TokenizerBase):
                 _add(backend, int(id_), entry)
             return cls(backend, **plain_settings(settings) | overrides)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json and tokenizer_config.json into `folder`, as transformers 4 and 5 read them."""
-        folder = Path(folder)
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json and tokenizer_config.json into `save_directory`, as transformers 4 and 5 read them."""
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / TOKENIZER_FILE) as draft:
             draft.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
@@ -76,8 +76,9 @@ class Tokenizer(TokenizerBase):
         """Every token and its id."""
         return self.backend.get_vocab(with_added_tokens=True)
 
-    def _rows(self, texts: list[str], add_special_tokens: bool, limit: int | None) -> list[list[int]]:
-        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+    def _rows(self, texts: list[Text], add_special_tokens: bool, limit: int | None) -> list[list[int]]:
+        split = any(not isinstance(text, str) for text in texts)
+        encodings = self.backend.encode_batch(texts, is_pretokenized=split, add_special_tokens=False)
         if limit is not None:
             room = limit - (self.backend.num_special_tokens_to_add(False) if add_special_tokens else 0)
             for encoding in encodings:

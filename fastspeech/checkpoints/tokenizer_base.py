@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,10 @@ from fastspeech.checkpoints.feature_base import BatchFeature
 from fastspeech.checkpoints.files import locate
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+Text = str | Sequence[str]
+"""A text, or the words of one."""
 
 
 class TokenizerBase:
@@ -52,12 +56,13 @@ class TokenizerBase:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        revision: str | None = "main",
         **overrides: Any,
     ) -> Self:
         """The tokenizer of a folder or hub id; `overrides` replace its settings and special tokens.
@@ -66,7 +71,12 @@ class TokenizerBase:
             CheckpointError: no readable vocabulary there.
         """
         folder = locate(
-            name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
         )
         return cls.from_folder(folder, **overrides)
 
@@ -75,16 +85,17 @@ class TokenizerBase:
         """As `from_pretrained`, for a folder at hand."""
         raise NotImplementedError
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the vocabulary and tokenizer_config.json into `folder`, as transformers 4 and 5 read them."""
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the vocabulary and tokenizer_config.json into `save_directory`, as transformers 4 and 5 read them."""
         raise NotImplementedError
 
     def get_vocab(self) -> dict[str, int]:
         """Every token and its id."""
         raise NotImplementedError
 
-    def _rows(self, texts: list[str], add_special_tokens: bool, limit: int | None) -> list[list[int]]:
-        """The ids of texts, cut to `limit` with the special tokens included."""
+    def _rows(self, texts: list[Text], add_special_tokens: bool, limit: int | None) -> list[list[int]]:
+        """The ids of texts, cut to `limit` with the special tokens included. All of them are split into words, or
+        none."""
         raise NotImplementedError
 
     def _text(self, ids: list[int], skip_special_tokens: bool, clean_up: bool) -> str:
@@ -151,9 +162,10 @@ class TokenizerBase:
 
     def __call__(
         self,
-        text: str | Sequence[str],
+        text: Text | Sequence[Text],
         *,
         add_special_tokens: bool = True,
+        is_split_into_words: bool = False,
         padding: bool | str = False,
         truncation: bool = False,
         max_length: int | None = None,
@@ -164,6 +176,7 @@ class TokenizerBase:
 
         Args:
             add_special_tokens: whether the tokenizer's template adds its own, such as a leading `<s>`.
+            is_split_into_words: a text is a list of words, each of which is cut into tokens by itself.
             padding: True or "longest" to the longest text, "max_length" to `max_length`.
             truncation: cut to `max_length`.
             max_length: in tokens, the template's included; `model_max_length` where it is None.
@@ -171,11 +184,14 @@ class TokenizerBase:
             return_tensors: "pt" or "np" for int64 arrays (texts, tokens), None for lists.
 
         Raises:
-            ValueError: padding without a pad token, or a length asked for and not given.
+            ValueError: padding without a pad token, a length asked for and not given, or words where texts are meant.
         """
         if padding not in (False, True, "longest", "max_length", "do_not_pad"):
             raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {padding!r}")
-        texts = [text] if isinstance(text, str) else list(text)
+        single = isinstance(text, str) or (is_split_into_words and isinstance(next(iter(text), ""), str))
+        texts = cast(list[Text], [text] if single else list(text))
+        if any(isinstance(text, str) == is_split_into_words for text in texts):
+            raise ValueError("texts are strings, or with is_split_into_words=True lists of strings")
         limit = max_length if max_length is not None else self.model_max_length
         if truncation and limit is None:
             raise ValueError("truncation needs a max_length")
@@ -191,7 +207,7 @@ class TokenizerBase:
             rows = [_pad(row, target, self.pad_token_id, side) for row in rows]
             masks = [_pad(mask, target, 0, side) for mask in masks]
         data: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
-        if isinstance(text, str) and return_tensors is None:
+        if single and return_tensors is None:
             data = {name: value[0] for name, value in data.items()}
         return BatchFeature(data, tensor_type=return_tensors)
 

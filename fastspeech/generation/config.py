@@ -112,12 +112,13 @@ class GenerationConfig:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        revision: str | None = "main",
         **overrides: Any,
     ) -> Self:
         """The parameters in generation_config.json of a folder or hub id; `overrides` replace its fields.
@@ -126,7 +127,12 @@ class GenerationConfig:
             CheckpointError: no readable generation_config.json.
         """
         folder = locate(
-            name_or_path, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
         )
         return cls.from_dict(read_json(folder, GENERATION_CONFIG_FILE), **overrides)
 
@@ -149,9 +155,9 @@ class GenerationConfig:
         """`to_dict` as JSON text."""
         return json.dumps(self._for_json(), indent=2, sort_keys=True) + "\n"
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write generation_config.json into `folder`, which is made where it is missing."""
-        folder = Path(folder)
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write generation_config.json into `save_directory`, which is made where it is missing."""
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder, GENERATION_CONFIG_FILE, self._for_json())
 

@@ -61,7 +61,8 @@ def test_a_folder_is_itself(tmp_path, hub):
 
 
 def test_a_hub_id_brings_settings_and_vocabularies(hub):
-    folder = locate("org/model", revision="refs/pr/6", cache_dir="here", local_files_only=True, token="t")
+    options = {"revision": "refs/pr/6", "force_download": True, "local_files_only": True, "token": "t"}
+    folder = locate("org/model", cache_dir="here", **options)
     assert names(folder) == {
         "config.json",
         "generation_config.json",
@@ -71,8 +72,7 @@ def test_a_hub_id_brings_settings_and_vocabularies(hub):
         "tokenizer.json",
         "vocab.txt",
     }
-    asked = {"revision": "refs/pr/6", "cache_dir": Path("here"), "local_files_only": True, "token": "t"}
-    assert hub.calls == [("org/model", asked)]
+    assert hub.calls == [("org/model", options | {"cache_dir": Path("here")})]
 
 
 def test_weights_are_safetensors_where_there_are_any(hub):

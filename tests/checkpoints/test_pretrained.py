@@ -296,3 +296,23 @@ def test_numbers_of_parameters():
     assert ToyWithHead(ToyConfig(width=6, vocab_size=5, tie_word_embeddings=False)).num_parameters() == 77
     assert model.to(torch.float64).dtype == torch.float64
     assert model.device == torch.device("cpu")
+
+
+def test_attention_implementations(checkpoint):
+    for name in (None, "eager", "sdpa"):
+        model = ToyWithHead.from_pretrained(checkpoint, attn_implementation=name)
+        assert not hasattr(model.config, "attn_implementation")
+    with pytest.raises(ValueError, match="'eager' or 'sdpa', got 'flash_attention_2'"):
+        ToyWithHead.from_pretrained(checkpoint, attn_implementation="flash_attention_2")
+
+
+def test_a_kind_of_weights_can_be_asked_for(checkpoint):
+    loaded = ToyWithHead.from_pretrained(checkpoint, use_safetensors=True, low_cpu_mem_usage=False)
+    assert_same_state(loaded, trained())
+    with pytest.raises(ValueError, match="use_safetensors=False"):
+        ToyWithHead.from_pretrained(checkpoint, use_safetensors=False)
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    assert_same_state(ToyWithHead.from_pretrained(checkpoint), trained())
+    with pytest.raises(CheckpointError, match=r"\.bin files and no safetensors"):
+        ToyWithHead.from_pretrained(checkpoint, use_safetensors=True)

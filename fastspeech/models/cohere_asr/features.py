@@ -110,6 +110,7 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         do_normalize: bool | None = None,
         device: str | torch.device | None = "cpu",
         return_token_timestamps: bool | None = None,
+        padding_value: float | None = None,
     ) -> BatchFeature:
         """Features of one clip or a batch.
 
@@ -124,9 +125,11 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
             sampling_rate: of the samples; it is compared with the model's. A warning where it is not given.
             device: where features are computed and returned.
             return_attention_mask, do_normalize, return_token_timestamps: without effect, as in transformers.
+            padding_value: of the features behind a row's end, by default 0. (transformers takes the argument and
+                ignores it.)
 
         Returns:
-            input_features (rows, frames, feature_size) float32, 0 behind a row's end; attention_mask (rows, frames)
+            input_features (rows, frames, feature_size) float32; attention_mask (rows, frames)
             bool; audio_chunk_index, a list of (clip, chunk) for each row, chunk None where the clip was not cut.
             frames = samples // hop_length + 1, of which samples // hop_length are valid.
 
@@ -152,6 +155,8 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
             rows = [row[:max_length] for row in rows]
         waveform = self._padded(rows, padding, max_length, pad_to_multiple_of).to(device or "cpu")
         features, mask = self._features(waveform, torch.tensor([len(row) for row in rows]))
+        if padding_value:
+            features = features.masked_fill(~mask[..., None], padding_value)
         return BatchFeature(
             {"input_features": features, "attention_mask": mask, "audio_chunk_index": index},
             return_tensors,
@@ -159,7 +164,7 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         )
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """As `FeatureExtractor.from_pretrained`; `mel_filters="checkpoint"` takes the bank stored with the weights.
 
         Raises:
@@ -167,8 +172,8 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         """
         if kwargs.get("mel_filters") == "checkpoint":
             source = {name: kwargs[name] for name in _SOURCE_ARGUMENTS if name in kwargs}
-            kwargs["mel_filters"] = _stored_bank(locate(name_or_path, weights=True, **source))
-        return super().from_pretrained(name_or_path, **kwargs)
+            kwargs["mel_filters"] = _stored_bank(locate(pretrained_model_name_or_path, weights=True, **source))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings; a bank that cannot be computed from them is among them, as rows of floats."""
@@ -235,7 +240,7 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         return cmvn(energies, valid, 1, EPSILON, 0.0), mask
 
 
-_SOURCE_ARGUMENTS = ("revision", "cache_dir", "local_files_only", "token")
+_SOURCE_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 
 def _stored_bank(folder: Path) -> Tensor:

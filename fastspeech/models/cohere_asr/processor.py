@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastspeech.audio.check import Audio, as_clips, check_sampling_rate
+from fastspeech.audio.check import Audio, as_clips
 from fastspeech.checkpoints import BatchFeature, ProcessorMixin, Tokenizer
+from fastspeech.checkpoints.tokenizer_base import Text
 from fastspeech.errors import AudioError
 from fastspeech.models.cohere_asr.features import CohereAsrFeatureExtractor
 
@@ -58,10 +59,12 @@ class CohereAsrProcessor(ProcessorMixin):
         self,
         audio: Audio,
         language: str,
-        text: str | Sequence[str] | None = None,
+        text: Text | Sequence[Text] | None = None,
         punctuation: bool = True,
         sampling_rate: int | None = None,
         *,
+        return_tensors: str | None = "pt",
+        is_split_into_words: bool = False,
         text_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -71,11 +74,12 @@ class CohereAsrProcessor(ProcessorMixin):
             audio: a clip, or a list of clips: arrays, tensors or lists of floats, each (samples,), or (channels,
                 samples) whose channels are averaged.
             language: one of `LANGUAGES`.
-            text: what is said, for training: one a clip.
+            text: what is said, for training: one a clip, or with `is_split_into_words` the words of each.
             punctuation: whether the model shall write capitals and punctuation.
-            sampling_rate: of the clips, in Hz; must be stated.
+            sampling_rate: of the clips, in Hz; it is compared with the model's. A warning where it is not given.
+            return_tensors: "pt" or "np".
             text_kwargs: options of the tokenizer.
-            **kwargs: options of the feature extractor, `return_tensors` ("pt" by default) among them.
+            **kwargs: options of the feature extractor.
 
         Returns:
             What the feature extractor returns, decoder_input_ids (rows, 10) int64, and where `text` is given labels
@@ -83,20 +87,19 @@ class CohereAsrProcessor(ProcessorMixin):
             transformers has them.
 
         Raises:
-            AudioError: wrong or missing rate, or a clip that cannot be used; see the feature extractor.
+            AudioError: wrong rate, or a clip that cannot be used; see the feature extractor.
             ValueError: an unknown language.
         """
         prompt = self.get_decoder_prompt_ids(language, punctuation)
-        check_sampling_rate(sampling_rate, self.feature_extractor.sampling_rate)
         single = isinstance(audio, (np.ndarray, torch.Tensor))
         clips = [_mono(clip, f"audio {i}") for i, clip in enumerate([audio] if single else as_clips(audio))]
-        return_tensors = kwargs.pop("return_tensors", "pt")
         inputs = self.feature_extractor(clips, sampling_rate=sampling_rate, **kwargs)
         device = inputs["input_features"].device
         inputs["decoder_input_ids"] = torch.tensor([prompt] * len(inputs["input_features"]), device=device)
         if text is not None:
             options: dict[str, Any] = {"padding": True, "padding_side": "right", "add_special_tokens": False}
             options |= text_kwargs or {}
+            options["is_split_into_words"] = is_split_into_words
             ids = self.tokenizer([text] if isinstance(text, str) else text, return_tensors="pt", **options)
             inputs["labels"] = ids["input_ids"].to(device)
         return inputs.convert_to_tensors(return_tensors, skip_tensor_conversion=("audio_chunk_index",))

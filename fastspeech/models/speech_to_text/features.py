@@ -91,6 +91,7 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
         sampling_rate: int | None = None,
         return_attention_mask: bool | None = None,
         device: str | torch.device | None = "cpu",
+        padding_value: float | None = None,
     ) -> BatchFeature:
         """Features of one clip or a batch.
 
@@ -106,6 +107,8 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
             sampling_rate: of the samples; it is compared with the model's. A warning where it is not given.
             return_attention_mask: by default what the settings say.
             device: where features are computed and returned.
+            padding_value: of the frames behind a clip's end; by default what the settings say. (transformers takes
+                the argument and ignores it.)
 
         Returns:
             input_features (rows, frames, num_mel_bins) float32, frames = (samples - 400) // 160 + 1, and where asked
@@ -140,7 +143,8 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
         valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
         if self.do_ceptral_normalize:
             features = self._normalised(features, lengths, valid[..., None])
-        features = features.masked_fill(~valid[..., None], self.padding_value)
+        filling = self.padding_value if padding_value is None else padding_value
+        features = features.masked_fill(~valid[..., None], filling)
 
         data: dict[str, Any] = {"input_features": features}
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:

@@ -11,7 +11,7 @@ import sentencepiece
 
 from fastspeech.checkpoints.files import blaming, inside, read_json, read_json_if_any, replacing, write_json
 from fastspeech.checkpoints.tokenizer import SETTINGS_FILE, SPECIAL_TOKENS_FILE
-from fastspeech.checkpoints.tokenizer_base import TokenizerBase, cleaned_up, plain_settings
+from fastspeech.checkpoints.tokenizer_base import Text, TokenizerBase, cleaned_up, plain_settings
 from fastspeech.errors import CheckpointError
 
 VOCAB_FILE = "vocab.json"
@@ -104,9 +104,9 @@ class Speech2TextTokenizer(TokenizerBase):
         with blaming(folder / SETTINGS_FILE):
             return cls(**plain_settings(settings) | files | overrides)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the vocabulary and tokenizer_config.json into `folder`, as transformers 4 and 5 read them."""
-        folder = Path(folder)
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the vocabulary and tokenizer_config.json into `save_directory`, as transformers 4 and 5 read them."""
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.save_vocabulary(folder)
         settings = self.saved_settings() | {
@@ -220,8 +220,9 @@ class Speech2TextTokenizer(TokenizerBase):
         """0 for each token of the first text, the special ones of both included, and 1 for each of the second."""
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0)) + [1] * len(token_ids_1 or ())
 
-    def _rows(self, texts: list[str], add_special_tokens: bool, limit: int | None) -> list[list[int]]:
-        rows = [self.convert_tokens_to_ids(self.tokenize(text)) for text in texts]
+    def _rows(self, texts: list[Text], add_special_tokens: bool, limit: int | None) -> list[list[int]]:
+        split = ([text] if isinstance(text, str) else text for text in texts)
+        rows = [self.convert_tokens_to_ids([t for word in words for t in self.tokenize(word)]) for words in split]
         if limit is not None:
             room = limit - (len(self.prefix_tokens) + 1 if add_special_tokens else 0)
             rows = [row[: max(room, 0)] for row in rows]

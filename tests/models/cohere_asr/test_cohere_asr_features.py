@@ -104,6 +104,15 @@ def test_padding_options() -> None:
         ours(batch, sampling_rate=16000, padding="widest")
 
 
+def test_padding_value() -> None:
+    """What the page says of it; transformers ignores it."""
+    ours, batch = CohereAsrFeatureExtractor(), [clip(0.5), clip(1.1, 1)]
+    plain = ours(batch, sampling_rate=16000)
+    filled = ours(batch, sampling_rate=16000, padding_value=-3.0)["input_features"]
+    mask = plain["attention_mask"][..., None]
+    assert torch.equal(filled, torch.where(mask, plain["input_features"], -3.0))
+
+
 def test_truncation_counts_what_it_leaves() -> None:
     """transformers keeps the old count there, and so divides by the wrong one."""
     ours = CohereAsrFeatureExtractor()

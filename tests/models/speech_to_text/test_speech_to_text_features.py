@@ -61,6 +61,15 @@ def test_normalisation(means: bool, variances: bool, normalize: bool) -> None:
     agree(ours(batch, **options), theirs(batch, **options))
 
 
+def test_padding_value_of_a_call() -> None:
+    """What the page says of it; transformers ignores it."""
+    batch, options = [clip(0.5), clip(0.7, 1)], {"sampling_rate": RATE, "padding": True}
+    found = Speech2TextFeatureExtractor(padding_value=2.0)(batch, **options, padding_value=-3.0)
+    expected = Speech2TextFeatureExtractor(padding_value=-3.0)(batch, **options)
+    assert torch.equal(found["input_features"], expected["input_features"])
+    assert (found["input_features"][0, -1] == -3.0).all()
+
+
 def test_padding_and_truncation() -> None:
     ours, theirs = Speech2TextFeatureExtractor(), transformers.Speech2TextFeatureExtractor()
     batch = [clip(0.5), clip(0.7, 1)]

@@ -87,6 +87,17 @@ def test_methods_of_the_page(both: Any, tmp_path: Path) -> None:
         ours.save_vocabulary(tmp_path / "nowhere")
 
 
+def test_texts_split_into_words(both: Any) -> None:
+    theirs, ours = both
+    for text in (["hello", "world"], [["hello", "a </s> b"], ["MISTER"]]):
+        found, expected = (each(text, is_split_into_words=True)["input_ids"] for each in (ours, theirs))
+        assert found == expected
+    with pytest.raises(ValueError, match="is_split_into_words"):
+        ours([["hello"]])
+    with pytest.raises(ValueError, match="is_split_into_words"):
+        ours("hello", is_split_into_words=True)
+
+
 def test_languages(tmp_path: Path) -> None:
     files = save_vocabulary(tmp_path)
     theirs, ours = (
