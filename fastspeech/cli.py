@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_transcribe(commands)
     _add_doctor(commands)
+    _add_parity(commands)
     return parser
 
 
@@ -73,6 +74,25 @@ def _add_doctor(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=_doctor)
+
+
+def _add_parity(commands: Any) -> None:
+    parser = commands.add_parser(
+        "parity",
+        help="hold this installation's kernels and models to their oracles",
+        description="Hold every op, by every implementation this machine can run, to its float64 reference, and random "
+        "models to their float64 results and to transformers where it is installed. A line each, with the error "
+        "measured and the error allowed; the exit status is 1 where anything failed.",
+    )
+    add = parser.add_argument
+    add("--device", type=_device, help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+    add("--backend", choices=["reference", "triton", "cuda"], help="one implementation (default: all)")
+    add("--op", action="append", default=[], metavar="NAME", help="one op; may be repeated")
+    add("--model", action="append", default=[], metavar="NAME", help="one model; may be repeated")
+    add("--seed", type=int, default=0, help="of inputs and weights; a failure repeats with it (default: %(default)s)")
+    add("--json", action="store_true", help="for machines")
+    add("--junit", type=Path, metavar="FILE", help="write JUnit XML there")
+    parser.set_defaults(run=_parity, parser=parser)
 
 
 def _transcribe(options: argparse.Namespace) -> int:
@@ -178,6 +198,41 @@ def _doctor(options: argparse.Namespace) -> int:
     findings = examine()
     print(json.dumps(findings, indent=2) if options.json else report(findings))
     return 0 if healthy(findings) else 1
+
+
+def _parity(options: argparse.Namespace) -> int:
+    import torch
+    from tqdm import tqdm
+
+    from fastspeech.parity import run, units
+    from fastspeech.parity.report import line, to_json, write_junit
+
+    device = str(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        chosen = units(device, options.backend, options.op, options.model, options.seed)
+    except ValueError as error:
+        options.parser.error(str(error))
+    skipped = [(unit.name, unit.refusal) for unit in chosen if unit.refusal is not None]
+    results = []
+    # Kernels that share a GPU with others are no slower to check one by one.
+    workers = 1 if device.startswith("cuda") else None
+    with tqdm(total=len(chosen) - len(skipped), disable=None, unit="unit") as bar:
+        for _, found in run(chosen, workers):
+            results += found
+            bar.update()
+            if not options.json:
+                for result in found:
+                    _print(line(result) + "\n")
+    if options.junit is not None:
+        write_junit(results, skipped, options.junit)
+    if options.json:
+        print(to_json(results, skipped))
+    else:
+        for name, why in skipped:
+            _print(f"skip {name}: {why}\n")
+        failed = sum(not result.ok for result in results)
+        _print(f"{len(results) - failed} passed, {failed} failed, {len(skipped)} skipped\n")
+    return 0 if results and all(result.ok for result in results) else 1
 
 
 def _positive(text: str) -> int:

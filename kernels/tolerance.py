@@ -41,6 +41,13 @@ class Verdict:
     def ok(self) -> bool:
         return self.error <= self.allowed
 
+    @property
+    def used(self) -> float:
+        """The share of what is allowed."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.allowed if self.allowed else float("inf")
+
 
 def judge(result: Tensor, plain: Tensor, oracle: Tensor, tolerance: Tolerance = RULE) -> Verdict:
     """Compare `result` with the float64 `oracle`, given what the reference in the same dtype (`plain`) makes of it.
