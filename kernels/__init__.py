@@ -10,6 +10,9 @@ from fastspeech.kernels.dispatch import BACKENDS, BackendError, backend, use_bac
 from fastspeech.kernels.embed_sum import embed_sum
 from fastspeech.kernels.log_mel import log_mel
 from fastspeech.kernels.op import OPS
+from fastspeech.kernels.page_append import page_append
+from fastspeech.kernels.page_fork import page_fork
+from fastspeech.kernels.paged_attention import paged_attention
 from fastspeech.kernels.relpos_attention import relpos_attention
 from fastspeech.kernels.residual_layer_norm import residual_layer_norm
 from fastspeech.kernels.residual_rms_norm import residual_rms_norm
@@ -25,6 +28,9 @@ __all__ = [
     "conformer_conv",
     "embed_sum",
     "log_mel",
+    "page_append",
+    "page_fork",
+    "paged_attention",
     "relpos_attention",
     "residual_layer_norm",
     "residual_rms_norm",

@@ -156,6 +156,8 @@ def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype) -> None:
 
 
 def _agree(result: Any, promised: Any) -> None:
+    if promised is None and result is None:
+        return
     pairs = zip([result], [promised], strict=True) if isinstance(result, Tensor) else zip(result, promised, strict=True)
     for got, fake in pairs:
         for fact in ("shape", "dtype", "device"):

@@ -37,3 +37,44 @@ def lengths(tensor: Tensor | None, batch: int, device: torch.device) -> None:
         raise TypeError(f"lengths must be int32 or int64, got {tensor.dtype}")
     if tuple(tensor.shape) != (batch,) or tensor.device != device:
         raise ValueError(f"lengths must be ({batch},) on {device}, got {tuple(tensor.shape)} on {tensor.device}")
+
+
+def pages(key_pages: Tensor, value_pages: Tensor) -> None:
+    """Pages of keys and values: two tensors (pages, kv_heads, page_size, head_dim), alike and not empty."""
+    rank("key_pages", key_pages, 4, "(pages, kv_heads, page_size, head_dim)")
+    shape("value_pages", value_pages, tuple(key_pages.shape), "key_pages' shape")
+    floating(key_pages=key_pages, value_pages=value_pages)
+    if key_pages.numel() == 0:
+        raise ValueError(f"key_pages must not be empty, got {tuple(key_pages.shape)}")
+
+
+def rows_of_pages(table: Tensor | None, positions: Tensor, rows: int, pages: Tensor) -> None:
+    """Where rows stand and which pages they own: positions (rows,) int64, table (rows, columns) int32 or None."""
+    if positions.dtype != torch.int64:
+        raise TypeError(f"positions must be int64, got {positions.dtype}")
+    if tuple(positions.shape) != (rows,) or positions.device != pages.device:
+        raise ValueError(
+            f"positions must be ({rows},) on {pages.device}, got {tuple(positions.shape)} on {positions.device}"
+        )
+    if table is None:
+        if len(pages) != rows:
+            raise ValueError(f"without a table every row owns a page: {rows} rows, {len(pages)} pages")
+        return
+    if table.dtype != torch.int32:
+        raise TypeError(f"table must be int32, got {table.dtype}")
+    if table.dim() != 2 or len(table) != rows or table.shape[1] == 0 or table.device != pages.device:
+        raise ValueError(
+            f"table must be ({rows}, columns) on {pages.device}, got {tuple(table.shape)} on {table.device}"
+        )
+
+
+def rotation(inv_freq: Tensor | None, x: Tensor) -> None:
+    """Frequencies of a rotation of x (..., head_dim): (pairs,), float32 or in x's dtype, or None."""
+    if inv_freq is None:
+        return
+    if inv_freq.dim() != 1 or 2 * len(inv_freq) > x.shape[-1]:
+        raise ValueError(f"inv_freq must be (pairs,), at most {x.shape[-1] // 2} of them, got {tuple(inv_freq.shape)}")
+    if inv_freq.dtype not in (torch.float32, x.dtype) or inv_freq.device != x.device:
+        raise ValueError(
+            f"inv_freq must be float32 or {x.dtype} on {x.device}, got {inv_freq.dtype}, {inv_freq.device}"
+        )

@@ -39,6 +39,29 @@ class Banded:
         return bool((bands.isnan() if bands.is_floating_point() else bands == poison(bands.dtype)).all())
 
 
+class Written:
+    """A copy of a tensor for an op to write into, with copies of what lies around and between its elements."""
+
+    def __init__(self, original: Tensor) -> None:
+        self._original = original
+        storage = original.untyped_storage().clone()
+        self.tensor = original.new_empty(0).set_(storage, original.storage_offset(), original.shape, original.stride())
+
+    def result(self) -> Tensor:
+        """What the op has left in the tensor."""
+        return self.tensor.clone(memory_format=torch.contiguous_format)
+
+    def intact(self) -> bool:
+        """Whether nothing was written but the tensor's elements. Undoes what was written into these."""
+        self.tensor.copy_(self._original)
+        return torch.equal(_memory(self._original), _memory(self.tensor))
+
+
+def _memory(tensor: Tensor) -> Tensor:
+    """The bytes of the storage that a tensor is a view of."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
 class Allocations(TorchFunctionMode):
     """Within the block, every tensor that Python code allocates lies between bands of poison."""
 

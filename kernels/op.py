@@ -23,37 +23,50 @@ OPS: dict[str, Op] = {}
 
 
 class Op:
-    """A functional op: new contiguous outputs, inputs left as they are.
+    """A functional op: new contiguous outputs, inputs left as they are; or one that writes into its arguments only.
 
     Args:
         reference: the op's meaning, typed as `torch.library.infer_schema` demands; its parameters are the op's, a
             tensor first.
         fake: shape function, from the reference's arguments to empty outputs of the right shape and dtype.
         implementations: fused implementations, the fastest first.
+        mutates: the parameters that the op writes into. Such an op returns None and has no gradients.
     """
 
     def __init__(
-        self, reference: Callable[..., Any], fake: Callable[..., Any], implementations: tuple[Implementation, ...]
+        self,
+        reference: Callable[..., Any],
+        fake: Callable[..., Any],
+        implementations: tuple[Implementation, ...],
+        mutates: tuple[str, ...] = (),
     ) -> None:
         self.name = reference.__name__
         self.reference = reference
         self.implementations = implementations
-        schema = torch.library.infer_schema(reference, mutates_args=())
+        self.mutates = mutates
+        schema = torch.library.infer_schema(reference, mutates_args=mutates)
         name = f"fastspeech::{self.name}"
         _library.define(self.name + schema)
         _library.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(name, fake, lib=_library)
-        torch.library.register_autograd(name, self._backward, setup_context=self._save, lib=_library)
         self.overload = getattr(torch.ops.fastspeech, self.name).default
         self.returns = len(self.overload._schema.returns)
-        self._register_backward(schema)
+        self._written = [at for at, a in enumerate(self.overload._schema.arguments) if a.name in mutates]
+        if not mutates:
+            torch.library.register_autograd(name, self._backward, setup_context=self._save, lib=_library)
+            self._register_backward(schema)
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
         """Compute the op on positional `args`, all given.
 
         A CPU call that the reference serves is written out inline, so that autograd and the compiler see through it.
+
+        Raises:
+            RuntimeError: an op that writes into its arguments is to record a gradient.
         """
+        if self.mutates and torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            raise RuntimeError(f"{self.name} writes into {', '.join(self.mutates)} and has no gradient: use no_grad")
         if dispatch.choose_inline(args):
             return self.reference(*args)
         return self.overload(*args)
@@ -63,6 +76,10 @@ class Op:
         # Triton launches on the current device, which need not be the tensors'; on the CPU this does nothing.
         with torch.cuda.device_of(args[0]):
             result = serve(*args)
+        if self.mutates:
+            # Kernels write without PyTorch's knowledge.
+            torch.autograd.graph.increment_version([args[at] for at in self._written])
+            return None
         if serve is not self.reference:
             return result
         # An op's outputs are contiguous and alias nothing, whatever views its reference returns.

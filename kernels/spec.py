@@ -60,11 +60,11 @@ class OpSpec:
         padding: `padding(**kwargs)` gives, for each padded tensor argument and for "output" (or "output.0", ...), a
             bool tensor, broadcastable to it, that is true where the contents must not matter (are not specified).
             Padding that the op defines (zeros, say) is not listed under "output".
-        batched: the arguments whose first axis is the batch.
+        batched: the arguments whose first axis is the batch, or a function of the inputs that names them.
         vary: `vary(shape, rows, length)` is the shape of another call of the same model, with so many more rows in
             the batch and frames or samples in a row; it compiles nothing new.
         dtypes: the dtypes the fused kernels claim.
-        tolerance: of the outputs, the rule where not given.
+        tolerance: of the outputs, or of each of them; the rule where not given.
         judge: `judge(output, plain, **kwargs)` in place of the rule, for an output that is chosen and not computed:
             `plain` is what the reference makes of the same inputs in the same dtype.
         stack: reasons for which a compiled kernel may spill registers or use a stack frame, by target
@@ -78,12 +78,24 @@ class OpSpec:
     cases: tuple[Case, ...]
     cost: Callable[..., Cost]
     padding: Callable[..., dict[str, Tensor]] = lambda **kwargs: {}
-    batched: tuple[str, ...] = ()
+    batched: tuple[str, ...] | Callable[..., tuple[str, ...]] = ()
     vary: Callable[[Mapping[str, Any], int, int], Mapping[str, Any]] = _vary
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
-    tolerance: Tolerance = RULE
+    tolerance: Tolerance | tuple[Tolerance, ...] = RULE
     judge: Callable[..., Verdict] | None = None
     stack: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The outputs of a call; of an op that writes into its arguments, these arguments."""
+        result = self.call(**inputs)
+        if OPS[self.name].mutates:
+            return tuple(inputs[name] for name in OPS[self.name].mutates)
+        return (result,) if isinstance(result, Tensor) else tuple(result)
+
+    def by_row(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The arguments whose first axis is the batch, those that are given."""
+        names = self.batched(**inputs) if callable(self.batched) else self.batched
+        return {name: inputs[name] for name in names if inputs[name] is not None}
 
 
 def load_spec(name: str) -> OpSpec:

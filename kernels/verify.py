@@ -54,10 +54,18 @@ class Subject:
         return {name: v.to(self.device) if isinstance(v, Tensor) else v for name, v in made.items()}
 
     def run(self, inputs: Mapping[str, Any], backend: str | None = None) -> tuple[Tensor, ...]:
-        """The outputs of a call, by the subject's backend where no other is named."""
+        """The outputs of a call, by the subject's backend where no other is named.
+
+        An op that writes into its arguments gets copies of them, and what lies around these must stay as it is.
+        """
+        written = {name: guard.Written(inputs[name]) for name in OPS[self.spec.name].mutates}
         with dispatch.use_backend(backend or self.backend):
-            result = self.spec.call(**inputs)
-        return (result,) if isinstance(result, Tensor) else tuple(result)
+            outputs = self.spec.run({**inputs, **{name: copy.tensor for name, copy in written.items()}})
+        if written:
+            outputs = tuple(copy.result() for copy in written.values())
+        for name, copy in written.items():
+            assert copy.intact(), f"something was written around {name}"
+        return outputs
 
     @functools.cached_property
     def clean(self) -> tuple[Tensor, ...]:
@@ -84,13 +92,17 @@ class Subject:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             plains = self.specified(self.run(inputs, "reference"), inputs)
         assert len(outputs) == len(oracles), f"{len(outputs)} outputs where the reference gives {len(oracles)}"
+        for name, got, oracle in zip(OPS[self.spec.name].mutates, outputs, oracles, strict=False):
+            left = (oracle == exact[name])[rows]
+            assert torch.equal(got[left], inputs[name][rows][left]), f"{name} is changed where it is to be left"
+        rules = self.spec.tolerance if isinstance(self.spec.tolerance, tuple) else (self.spec.tolerance,) * len(oracles)
         for index, (got, plain, oracle) in enumerate(zip(outputs, plains, oracles, strict=True)):
             assert got.dtype == plain.dtype, f"output {index} is {got.dtype}, the reference's {plain.dtype}"
             assert oracle.isfinite().all(), f"the oracle of output {index} is not finite"
             if self.spec.judge is not None:
                 verdict = self.spec.judge(got, plain, **inputs)
             else:
-                verdict = judge(got, plain[rows], oracle[rows], self.spec.tolerance)
+                verdict = judge(got, plain[rows], oracle[rows], rules[index])
             self.verdicts.append(verdict)
             assert verdict.ok, f"output {index} errs by {verdict.error:.3g}, allowed {verdict.allowed:.3g}"
 
@@ -146,7 +158,8 @@ def bounds(subject: Subject) -> None:
 
     with mock.patch.object(module, "launch", launch):
         outputs = subject.run({**inputs, **{name: b.tensor for name, b in banded.items()}})
-    assert allocations.made, "the launcher allocated nothing: its outputs are not guarded"
+    if not OPS[subject.spec.name].mutates:
+        assert allocations.made, "the launcher allocated nothing: its outputs are not guarded"
     for name, b in banded.items():
         assert b.intact(), f"something was written around {name}"
     for index, b in enumerate(allocations.made):
@@ -167,7 +180,7 @@ def padding(subject: Subject) -> None:
 def rows(subject: Subject) -> None:
     """A row alone is right, and in its batch it is bit for bit the same whatever its neighbours hold, be it NaN."""
     inputs = subject.inputs()
-    batched = {name: v for name, v in inputs.items() if name in subject.spec.batched and v is not None}
+    batched = subject.spec.by_row(inputs)
     for row in range(len(next(iter(batched.values())))):
         mine = {**inputs, **{name: v[row : row + 1] for name, v in batched.items()}}
         alone = subject.specified(subject.run(mine), mine)
@@ -216,13 +229,14 @@ def graph(subject: Subject) -> None:
     subject.run(inputs)
     torch.cuda.synchronize()
     captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        outputs = subject.run(inputs)
+    with torch.cuda.graph(captured), dispatch.use_backend(subject.backend):
+        outputs = subject.spec.run(inputs)
     for v in _floats(inputs).values():
         v.mul_(0.5)
+    plain = subject.run(inputs)
     captured.replay()
     torch.cuda.synchronize()
-    outputs, plain = (subject.specified(o, inputs) for o in (outputs, subject.run(inputs)))
+    outputs, plain = (subject.specified(o, inputs) for o in (outputs, plain))
     _same(outputs, plain, "of the replayed graph differs from a plain call's")
 
 
@@ -254,7 +268,7 @@ def _applicable(subject: Subject) -> list[str]:
         checks.append("bounds")
     if any(mask.any() for name, mask in subject.spec.padding(**inputs).items() if not name.startswith("output")):
         checks.append("padding")
-    if subject.spec.batched and inputs[subject.spec.batched[0]].shape[0] > 1:
+    if any(len(v) > 1 for v in subject.spec.by_row(inputs).values()):
         checks.append("rows")
     if subject.case.kind == "ordinary":
         checks.append("operands")
@@ -265,8 +279,10 @@ def _applicable(subject: Subject) -> list[str]:
 
 def _nearest(subject: Subject) -> dict[str, float | None]:
     """The error that came nearest to what was allowed; None where nothing was judged."""
-    worst = max(subject.verdicts, key=lambda v: v.error - v.allowed, default=None)
-    return {"error": worst and worst.error, "allowed": worst and worst.allowed}
+    if not subject.verdicts:
+        return {"error": None, "allowed": None}
+    worst = max(subject.verdicts, key=lambda v: v.used)
+    return {"error": worst.error, "allowed": worst.allowed}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -279,6 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", help="one case by name; all where not given")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; all that the op claims where not given")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: %(default)s)")
+    parser.add_argument("--shrink", action="store_true", help="print what repeats a check's first failure, made small")
     parser.add_argument("--json", action="store_true", help="one JSON record a line")
     options = parser.parse_args(arguments)
     if dispatch.interpreting():
@@ -286,12 +303,13 @@ def main(arguments: list[str] | None = None) -> int:
 
         interpreter.correct()
     failed = False
+    shrunk: set[str] = set()
     for spec in all_specs() if options.op is None else [load_spec(options.op)]:
         for check, subject in plan(spec, options.backend, options.device, options.seed):
             where = {"op": spec.name, "check": check, "case": subject.case.name, "dtype": subject.dtype_name}
             if any(getattr(options, key) not in (None, value) for key, value in where.items()):
                 continue
-            began, fault = time.perf_counter(), ""
+            began, fault, repeat = time.perf_counter(), "", ""
             subject.verdicts.clear()
             try:
                 CHECKS[check](subject)
@@ -299,11 +317,18 @@ def main(arguments: list[str] | None = None) -> int:
                 failed, fault = True, f"{type(error).__name__}: {error}"
                 if not isinstance(error, AssertionError):
                     fault += "\n" + traceback.format_exc()
+                elif options.shrink and check not in shrunk:
+                    shrunk.add(check)
+                    from fastspeech.kernels.shrink import script, shrink
+
+                    repeat = script(check, shrink(CHECKS[check], subject))
             seconds = round(time.perf_counter() - began, 3)
             if options.json:
-                print(json.dumps({**where, **_nearest(subject), "seconds": seconds, "fault": fault}), flush=True)
+                record = {**where, **_nearest(subject), "seconds": seconds, "fault": fault, "script": repeat}
+                print(json.dumps(record), flush=True)
             else:
-                print(f"{'FAIL' if fault else 'ok':4} {seconds:7.2f}s", *where.values(), fault, sep="  ", flush=True)
+                verdict = "FAIL" if fault else "ok"
+                print(f"{verdict:4} {seconds:7.2f}s", *where.values(), fault, repeat, sep="  ", flush=True)
     return int(failed)
 
 

@@ -15,10 +15,10 @@ SPECS = {spec.name: spec for spec in all_specs()}
 SMALL = [(spec, case) for spec in SPECS.values() for case in spec.cases if case.kind != "model"]
 each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 each_small_case = pytest.mark.parametrize(("spec", "case"), SMALL, ids=[f"{s.name}-{c.name}" for s, c in SMALL])
-# An op that chooses indices has no gradients.
-SMOOTH = {name: spec for name, spec in SPECS.items() if spec.judge is None}
+# An op that chooses indices, or writes into its arguments, has no gradients.
+SMOOTH = {name: spec for name, spec in SPECS.items() if spec.judge is None and not OPS[name].mutates}
 each_smooth_spec = pytest.mark.parametrize("spec", SMOOTH.values(), ids=SMOOTH)
-SMOOTH_CASES = [(spec, case) for spec, case in SMALL if spec.judge is None]
+SMOOTH_CASES = [(spec, case) for spec, case in SMALL if spec.name in SMOOTH]
 each_smooth_case = pytest.mark.parametrize(
     ("spec", "case"), SMOOTH_CASES, ids=[f"{s.name}-{c.name}" for s, c in SMOOTH_CASES]
 )
@@ -60,7 +60,7 @@ def first(spec, kind):
 @each_spec
 @pytest.mark.parametrize("kind", ["ordinary", "odd", "edge"])
 def test_opcheck(spec, kind):
-    op, args = positional(spec, inputs_of(spec, first(spec, kind).shape, grad=True))
+    op, args = positional(spec, inputs_of(spec, first(spec, kind).shape, grad=spec.name in SMOOTH))
     torch.library.opcheck(op.overload, args)
 
 
@@ -88,11 +88,11 @@ def test_gradients(spec, case, path):
 def test_gradients_of_some_inputs_only(spec, path):
     inputs = inputs_of(spec, first(spec, "odd").shape, torch.float64)
     everything = inputs_of(spec, first(spec, "odd").shape, torch.float64, grad=True)
-    sum(o.square().sum() for o in outputs_of(spec.call(**everything))).backward()
+    sum(o.square().sum() for o in spec.run(everything)).backward()
     for name, value in everything.items():
         if isinstance(value, Tensor) and value.requires_grad:
             one = inputs[name].clone().requires_grad_()
-            outputs = outputs_of(spec.call(**{**inputs, name: one}))
+            outputs = spec.run({**inputs, name: one})
             sum(o.square().sum() for o in outputs).backward()
             torch.testing.assert_close(one.grad, value.grad)
 
@@ -102,10 +102,10 @@ def test_gradients_through_one_output(spec, monkeypatch):
     shape = first(spec, "odd").shape
     for index in range(OPS[spec.name].returns):
         inline, registered = (inputs_of(spec, shape, torch.float64, grad=True) for _ in range(2))
-        outputs_of(spec.call(**inline))[index].square().sum().backward()
+        spec.run(inline)[index].square().sum().backward()
         with monkeypatch.context() as patch, use_backend("reference"):
             patch.setattr(dispatch, "choose_inline", lambda args: False)
-            outputs_of(spec.call(**registered))[index].square().sum().backward()
+            spec.run(registered)[index].square().sum().backward()
         for name, value in inline.items():
             if isinstance(value, Tensor) and value.grad is not None:
                 torch.testing.assert_close(registered[name].grad, value.grad)
@@ -115,7 +115,7 @@ def second_derivatives(spec):
     """Of the inputs, or the error by which PyTorch says that an operation of the reference has none."""
     inputs = inputs_of(spec, first(spec, "odd").shape, torch.float64, grad=True)
     given = [v for v in inputs.values() if isinstance(v, Tensor) and v.requires_grad]
-    size = sum(o.square().sum() for o in outputs_of(spec.call(**inputs)))
+    size = sum(o.square().sum() for o in spec.run(inputs))
     slopes = torch.autograd.grad(size, given, create_graph=True)
     try:
         return torch.autograd.grad(sum(s.square().sum() for s in slopes), given)
@@ -136,6 +136,31 @@ def test_second_derivatives_are_those_of_the_reference(spec, monkeypatch):
         torch.testing.assert_close(registered, inline)
 
 
+def seeded_fill(x: Tensor, by: Tensor) -> None:
+    """A reference that writes into its argument."""
+    x.add_(by)
+
+
+def test_an_op_that_writes_says_so_and_refuses_gradients(monkeypatch):
+    op = Op(seeded_fill, lambda *args: None, (), mutates=("x",))
+    x, by = torch.zeros(2), torch.ones(2)
+    op(x, by)
+    torch.library.opcheck(op.overload, (x, by))
+    version = x._version
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "choose", lambda op, args: lambda x, by: x.numpy().__iadd__(by.numpy()))
+        op.overload(x, by)
+    assert x.tolist() == [2, 2]
+    assert x._version > version, "a gradient of what was there before would be wrong and not refused"
+    weight = torch.ones(2, requires_grad=True)
+    for args in ((weight, by), (x, weight)):
+        with pytest.raises(RuntimeError, match="seeded_fill writes into x and has no gradient"):
+            op(*args)
+    with torch.no_grad():
+        op(x, weight)
+    assert x.tolist() == [3, 3]
+
+
 def seeded_view(x: Tensor) -> Tensor:
     """A reference that gives back its input, turned."""
     return x.T
@@ -154,9 +179,9 @@ def test_an_op_owns_its_outputs_whatever_views_its_reference_gives():
 def test_fullgraph_forward_and_backward(spec, path):
     case = first(spec, "odd")
     torch._dynamo.reset()
-    compiled = torch.compile(lambda inputs: spec.call(**inputs), fullgraph=True, backend="aot_eager")
-    plain, traced = (inputs_of(spec, case.shape, torch.float64, grad=True) for _ in range(2))
-    expected, outputs = outputs_of(spec.call(**plain)), outputs_of(compiled(traced))
+    compiled = torch.compile(lambda inputs: spec.run(inputs), fullgraph=True, backend="aot_eager")
+    plain, traced = (inputs_of(spec, case.shape, torch.float64, grad=spec.name in SMOOTH) for _ in range(2))
+    expected, outputs = spec.run(plain), compiled(traced)
     torch.testing.assert_close(outputs, expected)
     for results in (expected, outputs) if spec.name in SMOOTH else ():
         sum(o.square().sum() for o in results).backward()
@@ -183,14 +208,14 @@ def mark_varying(spec, shape, inputs):
 def test_a_new_length_is_not_traced_again(spec, path, grad):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(lambda inputs: spec.call(**inputs), fullgraph=True, backend=counter)
+    compiled = torch.compile(lambda inputs: spec.run(inputs), fullgraph=True, backend=counter)
     shape = first(spec, "ordinary").shape
     for by in range(1, 4):
         now = spec.vary(shape, by, 3 * by)
         inputs = inputs_of(spec, now, grad=grad)
         mark_varying(spec, now, inputs)
-        outputs = outputs_of(compiled(inputs))
-        torch.testing.assert_close(outputs, outputs_of(spec.call(**inputs)))
+        outputs = compiled(inputs)
+        torch.testing.assert_close(outputs, spec.run(inputs_of(spec, now)))
         if grad:
             sum(o.sum() for o in outputs).backward()
     assert counter.frame_count == 1
@@ -200,8 +225,8 @@ def test_a_new_length_is_not_traced_again(spec, path, grad):
 def test_fake_cuda_outputs_agree_with_the_reference(spec, case):
     for dtype in spec.dtypes:
         inputs = inputs_of(spec, case.shape, dtype)
-        real = outputs_of(spec.call(**inputs))
+        real = spec.run(inputs)
         with FakeTensorMode():
-            promised = outputs_of(spec.call(**{name: fake_cuda(value) for name, value in inputs.items()}))
+            promised = spec.run({name: fake_cuda(value) for name, value in inputs.items()})
         assert [(o.shape, o.dtype) for o in promised] == [(o.shape, o.dtype) for o in real]
         assert all(o.device.type == "cuda" and o.is_contiguous() for o in promised)

@@ -59,12 +59,13 @@ def test_case_makes_inputs_and_has_a_cost(spec, case):
         assert all(t.isfinite().all() for t in tensors)
         again = inputs_of(spec, case, dtype)
         assert all(torch.equal(inputs[name], again[name]) for name in inputs if isinstance(inputs[name], torch.Tensor))
-    assert set(spec.batched) <= set(inputs)
-    assert all(inputs[name] is None or len(inputs[name]) == len(inputs[spec.batched[0]]) for name in spec.batched)
+    assert len({len(value) for value in spec.by_row(inputs).values()}) <= 1
     cost = spec.cost(2, **case.shape)
-    assert cost.bytes > 0
-    assert cost.flops > 0
-    assert spec.cost(4, **case.shape).bytes > cost.bytes
+    # An edge may leave nothing to do, and a move is not arithmetic.
+    if case.kind != "edge":
+        assert cost.bytes > 0
+        assert cost.flops > 0 or OPS[spec.name].mutates
+        assert spec.cost(4, **case.shape).bytes > cost.bytes
 
 
 @each_case

@@ -1,0 +1,88 @@
+"""paged_attention: queries over the keys and values that a cache holds in pages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastspeech.kernels import checks
+from fastspeech.kernels.op import Op
+from fastspeech.kernels.paged_attention.reference import paged_attention as _reference
+
+
+def _fake(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    table: Tensor | None,
+    positions: Tensor,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window: int,
+    scale: float,
+) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+_op = Op(_reference, _fake, ())
+
+
+def paged_attention(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    table: Tensor | None,
+    positions: Tensor,
+    inv_freq: Tensor | None = None,
+    interleaved: bool = False,
+    causal: bool = True,
+    window: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of each row's newest tokens over the pages of a cache (Kwon et al. 2023), to which `page_append` has
+    added these tokens.
+
+    Position p of a row lies in slot p % page_size of page table[row, p // page_size % columns]. Query i of a row
+    stands at position positions[row] + i; it sees that position and the earlier ones, and of them only the last
+    `window` where that is set, or where not `causal` all positions below positions[row] + tokens (cross-attention to
+    a cache of `frames` keys has positions frames - tokens). Positions that a ring has overwritten are not seen: for
+    every query to find all it may see, columns * page_size is at least window + tokens - 1, or without a window the
+    number of positions. Queries are rotated here as `page_append` rotates keys.
+
+    Args:
+        q: (rows, tokens, heads, head_dim), any strides, not rotated where inv_freq is given.
+        key_pages, value_pages: (pages, kv_heads, page_size, head_dim), any strides; each key/value head serves
+            heads // kv_heads consecutive heads. Slots that no query sees may hold anything, be it NaN.
+        table: (rows, columns) int32, the pages of each row, which rows may share; entries of which no query sees a
+            position may hold anything. None where row r owns page r alone.
+        positions: (rows,) int64, the position of each row's first query; a row is idle where it is negative, or where
+            not causal below 1 - tokens.
+        inv_freq: (pairs,), float32 or the dtype of q, 2 * pairs <= head_dim; None for no rotation.
+        interleaved: which dims make a pair.
+        causal: whether a query sees no later position.
+        window: positions that a causal query sees at most, its own included; 0 for all.
+        scale: factor of the scores, head_dim ** -0.5 where None.
+
+    Returns:
+        (rows, tokens, heads, head_dim), contiguous, in q's dtype; an idle row and a query that sees no key give 0.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit; a window without `causal`.
+    """
+    checks.rank("q", q, 4, "(rows, tokens, heads, head_dim)")
+    checks.pages(key_pages, value_pages)
+    rows, _, heads, head_dim = q.shape
+    pages, kv_heads, page_size, _ = key_pages.shape
+    checks.shape(
+        "key_pages", key_pages, (pages, kv_heads, page_size, head_dim), "(pages, kv_heads, page_size, head_dim)"
+    )
+    checks.floating(q=q, key_pages=key_pages)
+    if heads % kv_heads:
+        raise ValueError(f"{kv_heads} key/value heads do not divide {heads} heads")
+    checks.rows_of_pages(table, positions, rows, key_pages)
+    checks.rotation(inv_freq, q)
+    if window < 0 or (window and not causal):
+        raise ValueError(f"window must be 0, or positive with causal=True; got {window}")
+    scale = head_dim**-0.5 if scale is None else scale
+    return _op(q, key_pages, value_pages, table, positions, inv_freq, interleaved, causal, window, scale)

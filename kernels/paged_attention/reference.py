@@ -1,0 +1,52 @@
+"""Attention over the pages of a cache, in plain PyTorch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastspeech.kernels.rope_attention.reference import rotate, turns
+
+
+def paged_attention(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    table: Tensor | None,
+    positions: Tensor,
+    inv_freq: Tensor | None,
+    interleaved: bool,
+    causal: bool,
+    window: int,
+    scale: float,
+) -> Tensor:
+    tokens, heads = q.shape[1:3]
+    at = positions[:, None] + torch.arange(tokens, device=q.device)
+    if inv_freq is not None:
+        q = rotate(q, turns(inv_freq, at), interleaved)
+    keys, values = (_of_rows(pages, table) for pages in (key_pages, value_pages))
+    kv_heads, slots = keys.shape[1:3]
+    # What a slot holds is the row's last position that falls into it.
+    last = positions[:, None] + tokens - 1
+    held = last - (last - torch.arange(slots, device=q.device)) % slots
+    seen = (held >= 0)[:, None].expand(-1, tokens, -1)
+    if causal:
+        seen = seen & (held[:, None] <= at[:, :, None]) & (positions >= 0)[:, None, None]
+    if window:
+        seen = seen & (at[:, :, None] - held[:, None] < window)
+    hidden = ~seen.any(1)[:, None, :, None]
+    keys, values = (side.masked_fill(hidden, 0) for side in (keys, values))
+    # The queries of the heads that share keys lie side by side.
+    group = heads // kv_heads
+    q = q.unflatten(2, (kv_heads, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+    seen = seen.repeat_interleave(group, 1)[:, None]
+    out = F.scaled_dot_product_attention(q, keys, values, seen, scale=scale)
+    # What a backend of SDPA makes of a query that sees no key differs.
+    out = out.masked_fill(~seen.any(-1, keepdim=True), 0)
+    return out.unflatten(2, (tokens, group)).transpose(1, 2).flatten(2, 3).contiguous()
+
+
+def _of_rows(pages: Tensor, table: Tensor | None) -> Tensor:
+    """The slots of each row in a line: (rows, kv_heads, slots, head_dim)."""
+    if table is None:
+        return pages
+    return pages[table.clamp(0, len(pages) - 1)].transpose(1, 2).flatten(2, 3)
