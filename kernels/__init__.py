@@ -4,6 +4,7 @@ Importing this package imports no kernel and not Triton: an implementation is lo
 The record of an op is `SPEC` in `fastspeech.kernels.<op>.spec`.
 """
 
+from fastspeech.kernels.causal_conv import causal_conv
 from fastspeech.kernels.cmvn import cmvn
 from fastspeech.kernels.conformer_conv import conformer_conv
 from fastspeech.kernels.dispatch import BACKENDS, BackendError, backend, use_backend
@@ -24,6 +25,7 @@ __all__ = [
     "OPS",
     "BackendError",
     "backend",
+    "causal_conv",
     "cmvn",
     "conformer_conv",
     "embed_sum",

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fastspeech.kernels.onednn import linear, through_onednn
 from fastspeech.layers.derived import Kept
 
 
@@ -65,31 +66,6 @@ def direct(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     return _product(linear.weight, linear.bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, through oneDNN where that is worth it. Without gradients.
-
-    PyTorch multiplies float32 matrices on the CPU through MKL, which uses half of what processors of other makers than
-    Intel's can do; oneDNN uses all of it (2.1 times as fast on a Zen 5 core, as fast on Intel's). Setting up its call
-    costs 15 us, more than a small product takes.
-    """
-    if x.numel() * weight.shape[0] < _WORTHWHILE or not _through_onednn(weight):
-        return nn.functional.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-_WORTHWHILE = 1 << 19
-"""Multiplications of the smallest product that oneDNN computes."""
-
-
-def _through_onednn(weight: Tensor) -> bool:
-    return (
-        weight.dtype == torch.float32
-        and weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
 def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    function = linear if _through_onednn(weight) else nn.functional.linear
+    function = linear if through_onednn(weight) else nn.functional.linear
     return partial(function, weight=weight, bias=bias)

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastspeech.layers.linear import _WORTHWHILE, direct, linear
+from fastspeech.kernels.onednn import WORTHWHILE, linear
+from fastspeech.layers.linear import direct
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -29,7 +30,7 @@ def test_numbers_are_pytorchs(rows: tuple[int, ...], bias: bool) -> None:
 @needs_onednn
 def test_large_float32_products_alone_go_through_onednn() -> None:
     weight = torch.randn(256, 128)
-    rows = _WORTHWHILE // weight.numel()
+    rows = WORTHWHILE // weight.numel()
     with torch.no_grad():
         assert _calls(torch.randn(rows, 128), weight) == ["mkldnn::_linear_pointwise"]
         assert _calls(torch.randn(rows - 1, 128), weight) == []

@@ -1,0 +1,31 @@
+"""Matrix products on the CPU through oneDNN, where PyTorch would take MKL."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WORTHWHILE = 1 << 19
+"""Multiplications of the smallest product that oneDNN computes."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, through oneDNN where that is worth it. Without gradients.
+
+    PyTorch multiplies float32 matrices on the CPU through MKL, which uses half of what processors of other makers than
+    Intel's can do; oneDNN uses all of it (2.1 times as fast on a Zen 5 core, as fast on Intel's). Setting up its call
+    costs 15 us, more than a small product takes.
+    """
+    if x.numel() * weight.shape[0] < WORTHWHILE or not through_onednn(weight):
+        return torch.nn.functional.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def through_onednn(weight: Tensor) -> bool:
+    """Whether products with `weight` can go through oneDNN at all."""
+    return (
+        weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    )
