@@ -84,7 +84,7 @@ def pipeline(
     dtype = torch_dtype if dtype is None else dtype
     asked = device if device is not None else device_map
     if isinstance(model, str | os.PathLike):
-        where = {"revision": revision, "token": token}
+        where: dict[str, Any] = {"revision": revision, "token": token}
         if processor is None:
             processor = AutoProcessor.from_pretrained(model, **where)
         place = _device("auto" if asked is None else asked)

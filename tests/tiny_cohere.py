@@ -20,7 +20,7 @@ MARKS = [
     "<|nospeech|>",
     "<|startofcontext|>",
     "<|emo:undefined|>",
-    *(f"<|{language}|>" for language in ("en", "de", "ja")),
+    *(f"<|{language}|>" for language in ("en", "de", "ja", "es")),
     "<|pnc|>",
     "<|nopnc|>",
     "<|noitn|>",

@@ -26,6 +26,7 @@ OF_FORWARD = "those of TransformersKwargs that mean something here are arguments
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("CohereAsrConfig", "order"): "keyword arguments alone in transformers; encoder_config first is shorter to write",
     ("CohereAsrFeatureExtractor.__call__", "**kwargs"): LOUD,
+    ("CohereAsrProcessor.__call__", "language"): "an example of the page leaves it out; English then, with a warning",
     ("CohereAsrModel.forward", "**kwargs"): OF_FORWARD,
     ("CohereAsrForConditionalGeneration.forward", "**kwargs"): OF_FORWARD,
     ("MoonshineModel.forward", "**kwargs"): OF_FORWARD,

@@ -1,5 +1,6 @@
 """Audio and text to the model's inputs, and the model's tokens back to text."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class CohereAsrProcessor(ProcessorMixin):
     def __call__(
         self,
         audio: Audio,
-        language: str,
+        language: str | None = None,
         text: Text | Sequence[Text] | None = None,
         punctuation: bool = True,
         sampling_rate: int | None = None,
@@ -73,7 +74,8 @@ class CohereAsrProcessor(ProcessorMixin):
         Args:
             audio: a clip, or a list of clips: arrays, tensors or lists of floats, each (samples,), or (channels,
                 samples) whose channels are averaged.
-            language: one of `LANGUAGES`.
+            language: one of `LANGUAGES`. English, with a warning, where it is not given, as in one of the page's
+                examples. (transformers needs it.)
             text: what is said, for training: one a clip, or with `is_split_into_words` the words of each.
             punctuation: whether the model shall write capitals and punctuation.
             sampling_rate: of the clips, in Hz; it is compared with the model's. A warning where it is not given.
@@ -90,6 +92,9 @@ class CohereAsrProcessor(ProcessorMixin):
             AudioError: wrong rate, or a clip that cannot be used; see the feature extractor.
             ValueError: an unknown language.
         """
+        if language is None:
+            language = "en"
+            warnings.warn("the language is not stated: 'en' is assumed; pass language to be sure", stacklevel=2)
         prompt = self.get_decoder_prompt_ids(language, punctuation)
         single = isinstance(audio, (np.ndarray, torch.Tensor))
         clips = [_mono(clip, f"audio {i}") for i, clip in enumerate([audio] if single else as_clips(audio))]

@@ -102,8 +102,9 @@ def test_bad_audio(ours: Any, audio: Any, fault: str) -> None:
 def test_an_unknown_language_is_refused_before_the_audio_is_looked_at(ours: Any) -> None:
     with pytest.raises(ValueError, match=r"Unsupported language: 'xx'\. Supported languages: ar, de, el"):
         ours(np.zeros(0), "xx", sampling_rate=16000)
-    with pytest.raises(TypeError, match="language"):
-        ours(noise(4000), sampling_rate=16000)
+    with pytest.warns(UserWarning, match="language is not stated: 'en' is assumed"):
+        rows = ours(noise(4000), sampling_rate=16000)["decoder_input_ids"]
+    assert rows.tolist() == [ours.get_decoder_prompt_ids("en")]
     vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "▁": 1}, unk_token="<unk>"))
     poor = CohereAsrProcessor(CohereAsrFeatureExtractor(), Tokenizer(vocabulary, unk_token="<unk>"))
     with pytest.raises(ValueError, match=r"no <\|startofcontext\|>.*<\|en\|>, <\|pnc\|>"):
