@@ -45,7 +45,8 @@ def choose_dtype(
 def fill(
     model: "PretrainedModel", folder: Path, stored: dict[str, StoredTensor], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Give every parameter and buffer of `model` its tensor, on `device`, floating ones as `dtype`.
+    """Give every parameter and buffer of `model` its tensor, on `device`, floating ones as `dtype` or as the part of
+    the model they are in is fixed to.
 
     Names and shapes are checked before the first tensor is read. A model with a head takes the weights of a bare
     checkpoint; its head is then initialised, with a warning.
@@ -60,10 +61,15 @@ def fill(
         module.to_empty(device=device, recurse=False)
         module.reset_parameters()  # type: ignore[operator]
         module.to(dtype)
-    tensors = {
-        name: tensor.read().to(device=device, dtype=dtype if tensor.dtype.is_floating_point else None)
-        for name, tensor in sources.items()
+    fixed = {
+        f"{name}." if name else "": module.fixed_dtype
+        for name, module in model.named_modules()
+        if getattr(module, "fixed_dtype", None) is not None
     }
+    tensors = {}
+    for name, tensor in sources.items():
+        floating = next((kept for part, kept in fixed.items() if name.startswith(part)), dtype)
+        tensors[name] = tensor.read().to(device=device, dtype=floating if tensor.dtype.is_floating_point else None)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     with torch.device(device):

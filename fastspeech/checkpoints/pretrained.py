@@ -1,6 +1,7 @@
 """Base of the models: from a checkpoint to a module and back."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -34,6 +35,8 @@ class PretrainedModel(nn.Module):
         tied_keys: parameters that are another one where `config.tie_word_embeddings` holds, `{name: source}`. Only
             the source is saved.
         generation_config_class: the class of `generation_config`; None for a model that cannot generate.
+        fixed_dtype: of the floating parameters and buffers, which they keep whatever the model, or one that holds it,
+            is loaded as or cast to; None where they follow.
     """
 
     config_class: ClassVar[type[PretrainedConfig]]
@@ -41,6 +44,7 @@ class PretrainedModel(nn.Module):
     main_input_name: ClassVar[str] = "input_features"
     tied_keys: ClassVar[dict[str, str]] = {}
     generation_config_class: ClassVar[type[Any] | None] = None
+    fixed_dtype: ClassVar[torch.dtype | None] = None
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
@@ -48,6 +52,13 @@ class PretrainedModel(nn.Module):
         self.name_or_path = ""
         maker = self.generation_config_class
         self.generation_config = None if maker is None else maker.from_model_config(config)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype != tensor.dtype == self.fixed_dtype else moved
+
+        return super()._apply(move, recurse)
 
     @staticmethod
     def key_map(name: str) -> str | None:
@@ -136,7 +147,7 @@ class PretrainedModel(nn.Module):
         with blaming(folder), torch.device("meta"):
             model = cls(config)
         fill(model, folder, stored, device, chosen)
-        config.dtype = chosen
+        config.dtype = model.dtype
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
         maker = cls.generation_config_class
         if maker is not None and inside(folder, GENERATION_FILE).exists():

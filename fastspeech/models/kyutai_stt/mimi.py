@@ -7,9 +7,8 @@ out (rows, time, channels). The parameters have the names of transformers' check
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -305,6 +304,7 @@ class MimiModel(PretrainedModel):
     config: MimiConfig
     base_model_prefix = "mimi"
     main_input_name = "input_values"
+    fixed_dtype = torch.float32
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__(config)
@@ -317,13 +317,6 @@ class MimiModel(PretrainedModel):
     def key_map(name: str) -> str | None:
         """Leaves out the decoder half."""
         return None if name.startswith(("decoder.", "decoder_transformer.", "upsample.")) else name
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
 
     def get_encoded_length(self, input_length: int | Tensor) -> Tensor:
         """Frames that `encode` makes of so many samples."""
