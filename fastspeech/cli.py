@@ -63,6 +63,18 @@ def _add_transcribe(commands: Any) -> None:
         help="most tokens of a chunk for each of its seconds; inf for no limit (default: 6.5 for Moonshine, 13 where "
         "its language needs it, inf for others)",
     )
+    live = parser.add_argument_group("live")
+    live.add_argument(
+        "--stream",
+        action="store_true",
+        help="print words as they are recognised in one FILE, at the pace it was spoken, or in standard input (-); "
+        "needs a Kyutai STT checkpoint; json is then an object a line for each event",
+    )
+    live.add_argument("--full-speed", action="store_true", help="hear a file as fast as the model can")
+    live.add_argument(
+        "--input-format", choices=["s16le", "f32le"], help="of the raw mono samples in standard input (default: s16le)"
+    )
+    live.add_argument("--input-rate", type=_positive, metavar="HZ", help="of standard input (default: 24000)")
     parser.set_defaults(run=_transcribe, parser=parser)
 
 
@@ -96,6 +108,11 @@ def _add_parity(commands: Any) -> None:
 
 
 def _transcribe(options: argparse.Namespace) -> int:
+    if options.stream:
+        return _stream(options)
+    for name in _LIVE_ONLY:
+        if getattr(options, name):
+            options.parser.error(f"{_flag(name)} needs --stream")
     if options.format in ("srt", "vtt") and len(options.files) > 1 and options.output_dir is None:
         options.parser.error(f"several files as {options.format} need --output-dir")
     from tqdm import tqdm
@@ -146,6 +163,57 @@ def _transcribe(options: argparse.Namespace) -> int:
                     "(--max-new-tokens, --max-tokens-per-second)"
                 )
         return 1 if failures else 0
+
+
+_LIVE_ONLY = ("full_speed", "input_format", "input_rate")
+
+_NOT_LIVE = (
+    "language",
+    "no_punctuation",
+    "output_dir",
+    "word_timestamps",
+    "confidence",
+    "max_new_tokens",
+    "max_tokens_per_second",
+)
+
+
+def _stream(options: argparse.Namespace) -> int:
+    fail = options.parser.error
+    if len(options.files) > 1:
+        fail("--stream hears one file")
+    if options.format not in ("txt", "json"):
+        fail(f"--stream writes txt or json, not {options.format}")
+    if options.model is None:
+        fail("--stream needs --model, a Kyutai STT checkpoint")
+    for name in _NOT_LIVE:
+        if getattr(options, name):
+            fail(f"{_flag(name)} does not go with --stream")
+    (source,) = options.files
+    for name in ("input_format", "input_rate") if source != "-" else ("full_speed",):
+        if getattr(options, name):
+            fail(f"{_flag(name)} is not for {'standard input' if source == '-' else 'a file'}")
+    from fastspeech.cli_stream import stream
+
+    try:
+        stream(
+            source,
+            options.model,
+            as_json=options.format == "json",
+            full_speed=options.full_speed,
+            encoding=options.input_format or "s16le",
+            rate=options.input_rate or 24000,
+            device=options.device,
+            dtype=options.dtype,
+        )
+    except (ValueError, OSError) as error:
+        _complain(str(error))
+        return 1
+    return 0
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def output_paths(files: Sequence[str], folder: Path, extension: str) -> list[Path]:

@@ -8,3 +8,11 @@ class AudioError(ValueError):
 class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded: no weights, a missing or misshapen tensor, an unsafe path, an unknown model,
     settings that make none."""
+
+
+class StreamingError(RuntimeError):
+    """A call that a stream's state does not allow: closed, flushed, no slot free, or its queue is full."""
+
+
+class QueueFullError(StreamingError):
+    """A push for which a stream's queue has no room; the same push may succeed after some steps."""

@@ -30,7 +30,7 @@ def as_clips(audio: Audio) -> Sequence[Any]:
 
 
 def check_samples(samples: Any, name: str = "audio", minimum: int = 1) -> torch.Tensor:
-    """One mono clip as a float32 tensor (n,), finite, with at least `minimum` samples.
+    """One mono clip as a float32 tensor (n,), finite, with at least `minimum` samples, which may be 0.
 
     `samples` is a tensor (on any device), an array or a sequence of floats. It is not copied where it is float32
     already, and never modified. `name` is what the errors call it.
@@ -48,7 +48,7 @@ def check_samples(samples: Any, name: str = "audio", minimum: int = 1) -> torch.
         raise AudioError(
             f"{name}: shape {tuple(tensor.shape)} where one mono clip (n,) is meant; average the channels first"
         )
-    if len(tensor) == 0:
+    if len(tensor) == 0 < minimum:
         raise AudioError(f"{name}: empty, it holds no samples")
     if len(tensor) < minimum:
         raise AudioError(f"{name}: {len(tensor)} samples are too short; the model needs at least {minimum}")

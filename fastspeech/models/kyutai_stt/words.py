@@ -106,10 +106,14 @@ class WordTracker:
         frame_rate: steps a second.
         delay: steps from a sound to its text.
         offset: seconds to subtract from all times.
+
+    Attributes:
+        text: all that was told so far.
     """
 
     def __init__(self, decode: Decode, frame_rate: float, delay: int, offset: float = 0.0) -> None:
         self.text = ""
+        self._complete_text = ""
         self._decode = decode
         self._rate = frame_rate
         self._steps = -delay
@@ -150,8 +154,8 @@ class WordTracker:
         self._behind_mark += 1
         self._added = self._added_by(self._pieces)
         if self._readable():
-            start = self._seconds(self._first)
-            changes.append(WordChange("partial", self._added.strip(), start, None, self.text + self._added))
+            self.text = self._complete_text + self._added
+            changes.append(WordChange("partial", self._added.strip(), self._seconds(self._first), None, self.text))
         return changes
 
     def _added_by(self, pieces: list[int]) -> str:
@@ -174,7 +178,7 @@ class WordTracker:
         self._before, self._pieces, self._added = self._pieces, [], ""
         if not word:
             return []
-        self.text += added
+        self.text = self._complete_text = self._complete_text + added
         self._open = (word, self._seconds(self._first))
         return [WordChange("word", word, self._open[1], None, self.text)]
 
