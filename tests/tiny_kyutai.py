@@ -46,3 +46,14 @@ def spread(codec: Codec) -> Codec:
         elif "layernorm" in name:
             tensor.normal_(float(name.endswith("weight")), 0.1)
     return codec
+
+
+def checkpoint_names(codec: transformers.MimiModel) -> dict[str, torch.Tensor]:
+    """The encoder half's weights under the names of files; transformers 5.23 groups its modules otherwise in memory."""
+    halves = {"encoder.encoder_seanet.": "encoder.", "encoder.": "", "quantizer.": "quantizer."}
+    names = {}
+    for key, tensor in codec.state_dict().items():
+        half = next((half for half in halves if key.startswith(half)), None)
+        if half is not None:
+            names[halves[half] + key.removeprefix(half)] = tensor
+    return names

@@ -108,6 +108,8 @@ class MimiConfig(PretrainedConfig):
         self.layer_scale_initial_scale = layer_scale_initial_scale
         self.attention_bias = attention_bias
         super().__init__(**kwargs)
+        # transformers' word for a codec that was saved without its decoder half.
+        self.decoder_config = None
         self._check(frame_rate)
 
     def _check(self, frame_rate: float | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_kyutai import CODEC, hf_codec
+from tiny_kyutai import CODEC, checkpoint_names, hf_codec
 
 from fastspeech.models.kyutai_stt import MimiConfig, MimiModel
 from fastspeech.models.kyutai_stt.mimi import MimiState
@@ -40,12 +40,9 @@ def pair(name: str = "tiny") -> tuple[transformers.MimiModel, MimiModel]:
     return theirs, ours_of(theirs, name)
 
 
-def ours_of(theirs: transformers.MimiModel, name: str = "tiny") -> MimiModel:
+def ours_of(theirs: transformers.MimiModel, name: str) -> MimiModel:
     ours = MimiModel(MimiConfig(**(CODEC | SHAPES[name])))
-    flat = {key.replace("encoder.encoder_seanet.", "encoder."): value for key, value in theirs.state_dict().items()}
-    for part in ("encoder_transformer.", "downsample."):
-        flat = {key.replace("encoder." + part, part): value for key, value in flat.items()}
-    ours.load_state_dict({key: value for key, value in flat.items() if MimiModel.key_map(key)})
+    ours.load_state_dict(checkpoint_names(theirs))
     return ours.eval()
 
 
