@@ -52,6 +52,32 @@ class BaseModelOutput(ModelOutput):
 
 
 @dataclass(eq=False)
+class BaseModelOutputWithPast(ModelOutput):
+    """What a decoder without its head returns.
+
+    last_hidden_state (B, T, D); past_key_values: its cache; hidden_states: one (B, T, D) for the input and one a layer,
+    the last of them normalised; attentions: one (B, H, T, tokens) a layer.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class CausalLMOutputWithPast(ModelOutput):
+    """What a decoder with its head returns: loss () where labels are given, logits (B, T, V), and the rest as in
+    `BaseModelOutputWithPast`."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
 class Seq2SeqModelOutput(ModelOutput):
     """What an encoder-decoder without its head returns.
 
@@ -106,6 +132,19 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     decoder_hidden_states: tuple[Tensors, ...] | None = None
     past_key_values: Any = None
     target_passes: int | None = None
+
+
+@dataclass(eq=False)
+class GenerateDecoderOnlyOutput(ModelOutput):
+    """What greedy search and sampling return of a decoder without encoder: the fields of
+    `GenerateEncoderDecoderOutput` that it has, `hidden_states` being the decoder's."""
+
+    sequences: torch.Tensor
+    scores: Tensors | None = None
+    logits: Tensors | None = None
+    attentions: tuple[Tensors, ...] | None = None
+    hidden_states: tuple[Tensors, ...] | None = None
+    past_key_values: Any = None
 
 
 @dataclass(eq=False)

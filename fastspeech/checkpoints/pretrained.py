@@ -11,7 +11,7 @@ from torch import nn
 from fastspeech.checkpoints.config import PretrainedConfig
 from fastspeech.checkpoints.files import blaming, inside, locate
 from fastspeech.checkpoints.loading import choose_device, choose_dtype, fill
-from fastspeech.checkpoints.weights import open_weights, save_weights
+from fastspeech.checkpoints.weights import StoredTensor, open_weights, save_weights
 from fastspeech.errors import CheckpointError
 
 GENERATION_FILE = "generation_config.json"
@@ -68,6 +68,15 @@ class PretrainedModel(nn.Module):
         A model that was released under other names overrides this. Its own names map to themselves.
         """
         return name
+
+    @classmethod
+    def open_tensors(cls, folder: Path, config: Any) -> dict[str, StoredTensor]:
+        """The tensors of a checkpoint folder by name, unread; see `open_weights`.
+
+        A model that was released in another layout than one name for each tensor overrides this, and may put into
+        `config` what only the tensors tell.
+        """
+        return open_weights(folder)
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -139,7 +148,7 @@ class PretrainedModel(nn.Module):
         if unknown:
             raise TypeError(f"{', '.join(unknown)}: neither an argument nor a field of {cls.config_class.__name__}")
         config = cls.config_class.from_dict(config.to_dict(), **overrides)
-        stored = open_weights(folder)
+        stored = cls.open_tensors(folder, config)
         if use_safetensors and any(tensor.path.suffix == ".bin" for tensor in stored.values()):
             raise CheckpointError(f"{folder} has .bin files and no safetensors, which use_safetensors=True asks for")
         chosen = choose_dtype(dtype if dtype is not None else torch_dtype, config, stored)

@@ -54,7 +54,7 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
             that does not agree with its shards.
     """
     for whole, index, read in (
-        (SAFETENSORS_FILE, SAFETENSORS_INDEX, _open_safetensors),
+        (SAFETENSORS_FILE, SAFETENSORS_INDEX, open_safetensors),
         (BIN_FILE, BIN_INDEX, _open_bin),
     ):
         if inside(folder, whole).exists():
@@ -79,7 +79,12 @@ def _open_shards(folder: Path, index: str, read: Callable[[Path], dict[str, Stor
     return {name: shards[shard][name] for name, shard in home.items()}
 
 
-def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+def open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name, unread.
+
+    Raises:
+        CheckpointError: the file is damaged or holds what is no tensor of a known type.
+    """
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from fastspeech.checkpoints.config import PretrainedConfig
+from fastspeech.models.kyutai_stt.keys import is_released_config, translate_config
 
 
 class MimiConfig(PretrainedConfig):
@@ -152,3 +153,135 @@ class MimiConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Every field, with the rotary settings also as transformers 5 writes them."""
         return super().to_dict() | {"rope_parameters": self.rope_parameters}
+
+
+class KyutaiSpeechToTextConfig(PretrainedConfig):
+    """A Kyutai STT model; the defaults are kyutai/stt-2.6b-en's sizes.
+
+    The rotary base is read where transformers 5 writes it, in `rope_parameters`, else as `rope_theta`; a saved file
+    holds both. Without either it is 10000, as in transformers 5, though the released models have 100000. Only the
+    default rotary type exists here. `max_position_embeddings` and `initializer_range` are kept for the file only:
+    positions have no end, and a new model starts from PyTorch's defaults.
+
+    `from_pretrained` reads the config.json of the original repositories too (see `keys.translate_config`).
+
+    Args:
+        bos_token_id: what text begins with. 48000 is no text: it is read as a code, as transformers does.
+        audio_pad_token_id: the row of the embedding table that holds zeros, of all rows.
+        codec_config: a `MimiConfig`, or its fields; the defaults where None.
+        extra_heads_num_heads, extra_heads_dim: the heads that tell pauses, which transformers has not, and the outputs
+            of each.
+
+    Raises:
+        ValueError: an odd `ffn_dim`, heads that do not divide the width, key/value heads that do not divide the heads,
+            tied embeddings, another rotary type, or another number of levels in the codec than of codebooks.
+    """
+
+    model_type = "kyutai_speech_to_text"
+    codec_config: MimiConfig
+
+    def __init__(
+        self,
+        codebook_vocab_size: int = 2049,
+        vocab_size: int = 4001,
+        hidden_size: int = 2048,
+        num_hidden_layers: int = 48,
+        num_attention_heads: int = 32,
+        num_key_value_heads: int | None = None,
+        max_position_embeddings: int = 750,
+        rope_parameters: dict[str, Any] | None = None,
+        hidden_act: str = "silu",
+        head_dim: int | None = None,
+        initializer_range: float = 0.02,
+        use_cache: bool = True,
+        sliding_window: int = 375,
+        attention_dropout: float = 0.0,
+        ffn_dim: int = 11264,
+        rms_norm_eps: float = 1e-8,
+        num_codebooks: int = 32,
+        audio_bos_token_id: int = 2048,
+        audio_pad_token_id: int = 69569,
+        tie_word_embeddings: bool = False,
+        pad_token_id: int | None = 3,
+        bos_token_id: int = 48000,
+        eos_token_id: int | list[int] | None = None,
+        codec_config: MimiConfig | dict[str, Any] | None = None,
+        rope_theta: float = 10000.0,
+        extra_heads_num_heads: int = 0,
+        extra_heads_dim: int = 6,
+        **kwargs: Any,
+    ) -> None:
+        rotary = rope_parameters or {}
+        kind = rotary.get("rope_type", "default")
+        if kind != "default":
+            raise ValueError(f"rope_type {kind!r} is not implemented; Kyutai STT's is 'default'")
+        kwargs.pop("frame_size", None)  # the codec's, which config.json repeats
+        self.codebook_vocab_size = codebook_vocab_size
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_theta = rotary.get("rope_theta", rope_theta)
+        self.hidden_act = hidden_act
+        self.head_dim = head_dim or hidden_size // num_attention_heads
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        self.sliding_window = sliding_window
+        self.attention_dropout = attention_dropout
+        self.ffn_dim = ffn_dim
+        self.rms_norm_eps = rms_norm_eps
+        self.num_codebooks = num_codebooks
+        self.audio_bos_token_id = audio_bos_token_id
+        self.audio_pad_token_id = audio_pad_token_id
+        self.tie_word_embeddings = tie_word_embeddings
+        self.pad_token_id = pad_token_id
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.codec_config = (
+            codec_config if isinstance(codec_config, MimiConfig) else MimiConfig.from_dict(codec_config or {})
+        )
+        self.extra_heads_num_heads = extra_heads_num_heads
+        self.extra_heads_dim = extra_heads_dim
+        super().__init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.ffn_dim % 2:
+            raise ValueError(f"ffn_dim must be even, got {self.ffn_dim}")
+        if self.hidden_size % heads:
+            raise ValueError(f"num_attention_heads ({heads}) must divide hidden_size ({self.hidden_size})")
+        if kv_heads < 1 or heads % kv_heads:
+            raise ValueError(f"num_key_value_heads ({kv_heads}) must divide num_attention_heads ({heads})")
+        if self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings=True is not implemented: the head has fewer rows than the embeddings")
+        if self.num_codebooks != self.codec_config.num_quantizers:
+            raise ValueError(
+                f"num_codebooks is {self.num_codebooks}, and the codec has {self.codec_config.num_quantizers} levels"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
+        """The configuration of a config.json's content, in the layout of transformers or the released one."""
+        return super().from_dict(translate_config(values) if is_released_config(values) else values, **overrides)
+
+    @property
+    def embeddings(self) -> int:
+        """Rows of the embedding table: those of the text, of each codebook, and one of zeros."""
+        return self.vocab_size + self.num_codebooks * self.codebook_vocab_size + 1
+
+    @property
+    def frame_size(self) -> int:
+        """Samples of a frame, of which each is a step of the decoder."""
+        return self.codec_config.frame_size
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary settings as transformers 5 writes them."""
+        return {"rope_type": "default", "rope_theta": self.rope_theta}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, with the rotary settings also as transformers 5 writes them."""
+        return super().to_dict() | {"rope_parameters": self.rope_parameters, "frame_size": self.frame_size}
