@@ -148,7 +148,7 @@ def moonshine() -> None:
 
 
 def heard(settings: dict[str, Any]) -> None:
-    model = MoonshineForConditionalGeneration(MoonshineConfig(**settings))
+    model: Any = MoonshineForConditionalGeneration(MoonshineConfig(**settings))
     model.generate(torch.zeros(1, 2000), max_new_tokens=2)
 
 
@@ -175,12 +175,13 @@ def speech_to_text() -> None:
     spm = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
     vocabulary = {spm.id_to_piece(id_): id_ for id_ in range(spm.get_piece_size())}
     with tempfile.TemporaryDirectory() as draft:
-        files = {"vocab_file": f"{draft}/vocab.json", "spm_file": f"{draft}/sentencepiece.bpe.model"}
+        files: dict[str, Any] = {"vocab_file": f"{draft}/vocab.json", "spm_file": f"{draft}/sentencepiece.bpe.model"}
         Path(files["vocab_file"]).write_text(json.dumps(vocabulary))
         Path(files["spm_file"]).write_bytes(written.getvalue())
         tokenizer = Speech2TextTokenizer(**files, lang_codes="mustc", tgt_lang="fr", do_lower_case=True)
         processor = Speech2TextProcessor(Speech2TextFeatureExtractor(), tokenizer)
         processor.save_pretrained(folder)
+        one_language = Speech2TextTokenizer(**files)
     model.save_pretrained(folder, safe_serialization=False)
 
     inputs = processor(clips(), sampling_rate=RATE, padding=True, return_tensors="pt")
@@ -190,7 +191,7 @@ def speech_to_text() -> None:
         beams = model.generate(**inputs)
         french = model.generate(**inputs, forced_bos_token_id=tokenizer.lang_code_to_id["fr"])
     save_file({"logits": output.logits, "input_features": inputs["input_features"]}, folder / "expected.safetensors")
-    deep = Speech2TextForConditionalGeneration(Speech2TextConfig(**SPEECH_TO_TEXT | {"decoder_layers": 3}))
+    deep: Any = Speech2TextForConditionalGeneration(Speech2TextConfig(**SPEECH_TO_TEXT | {"decoder_layers": 3}))
     said = {
         "greedy": greedy.tolist(),
         "beams": beams.tolist(),
@@ -198,7 +199,10 @@ def speech_to_text() -> None:
         "texts": processor.batch_decode(beams, skip_special_tokens=True),
         "ids": tokenizer("MISTER Quilter")["input_ids"],
         "loss": output.loss.item(),
-        "faults": {"a decoder deeper than the encoder": fault(lambda: deep.generate(**inputs))},
+        "faults": {
+            "a decoder deeper than the encoder": fault(lambda: deep.generate(**inputs)),
+            "tgt_lang without lang_codes": fault(lambda: one_language.tgt_lang),
+        },
     }
     (folder / "expected.json").write_text(json.dumps(said, indent=1) + "\n")
 
