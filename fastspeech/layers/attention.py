@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import PackedLinear
+from fastspeech.layers.relaid import Product
 
 
 class Projections(DerivingModule):
@@ -21,9 +22,11 @@ class Projections(DerivingModule):
         self.o_proj = nn.Linear(heads * head_dim, width, out_bias)
         self._packed = PackedLinear()
 
-    def qkv(self) -> Callable[[Tensor], Tensor]:
-        """The function that gives queries, keys and values, concatenated over the last axis."""
-        return self._packed.function((self.q_proj, self.k_proj, self.v_proj))
+    def qkv(self, product: Product | None = None) -> Callable[[Tensor], Tensor]:
+        """The function that gives queries, keys and values, concatenated over the last axis; made by `product` where
+        that is given, else of the parameters as they lie."""
+        maps = self.q_proj, self.k_proj, self.v_proj
+        return self._packed.function(maps) if product is None else product(*maps)
 
 
 def attention(

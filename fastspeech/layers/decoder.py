@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from fastspeech.generation.cache import DecoderCache
 from fastspeech.generation.interface import Record
+from fastspeech.kernels.onednn import through_onednn
 from fastspeech.layers.attention import attention
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import PackedLinear
+from fastspeech.layers.relaid import Map, Product, Relaid
 
-Map = Callable[[Tensor], Tensor]
 AddAndNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -82,6 +83,7 @@ class Decoder(DerivingModule):
     def __init__(self) -> None:
         super().__init__()
         self._cross = PackedLinear()
+        self._relaid = Relaid()
 
     def enter(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None, past: int
@@ -92,9 +94,15 @@ class Decoder(DerivingModule):
         """
         raise NotImplementedError
 
-    def steps(self) -> list[Step]:
-        """The layers as functions of their present parameters."""
+    def steps(self, product: Product | None = None) -> list[Step]:
+        """The layers as functions of their present parameters, linear maps made by `product` where it is given."""
         raise NotImplementedError
+
+    def product(self, rows: int) -> Product | None:
+        """What makes linear maps for decoding so many rows; None where they are best taken as they are."""
+        if torch.is_grad_enabled() or not through_onednn(next(self.parameters())):
+            return None
+        return self._relaid.product(rows)
 
     def cross_maps(self) -> list[nn.Linear]:
         """The projections to cross-attention's keys and values, of each layer in turn."""
@@ -166,9 +174,7 @@ class Decoder(DerivingModule):
             x, h = step.norm_cross(x, step.out(y))
             q = step.cross_q(h).view(inputs, -1, heads, head_dim).transpose(1, 2)
             k, v = cross_keys[index], cross_values[index]
-            y, cross_weights = attention(
-                q, k, v, cross_mask, False, dropout, record.with_weights, step.cross_head_mask
-            )
+            y, cross_weights = attention(q, k, v, cross_mask, False, dropout, record.with_weights, step.cross_head_mask)
             x, h = step.norm_mlp(x, step.cross_out(y.view(rows, count, -1)))
             x, h = step.norm_next(x, step.mlp(h))
             if weights is not None and cross_weights is not None:

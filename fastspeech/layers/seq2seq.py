@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fastspeech.generation.cache import DecoderCache
 from fastspeech.generation.interface import Record
-from fastspeech.layers.decoder import Decoder, Decoding, Map, Step
+from fastspeech.layers.decoder import Decoder, Decoding, Step
 from fastspeech.layers.linear import direct
+from fastspeech.layers.relaid import Map, Product
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 _FIRST_CAPACITY = 64
@@ -159,12 +160,12 @@ class WithHead:
             hidden = hidden[:, : max(1, int(lengths.max()))]
             lengths = None if bool((lengths == hidden.shape[1]).all()) else lengths
         keys, values = self.model.decoder.cross_keys_values(hidden)
-        steps, head = self.functions()
+        steps, head = self.functions(self.model.decoder.product(rows_per_input * len(hidden)))
         return Decoding(steps, head, keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
 
-    def functions(self) -> tuple[list[Step], Map]:
-        """The decoder's layers and the head as functions of their present parameters."""
-        return self.model.decoder.steps(), direct(self.get_output_embeddings())
+    def functions(self, product: Product | None = None) -> tuple[list[Step], Map]:
+        """The decoder's layers and the head as functions of their present parameters (see `Decoder.steps`)."""
+        return self.model.decoder.steps(product), (product or direct)(self.get_output_embeddings())
 
     @torch.no_grad()
     def decode(

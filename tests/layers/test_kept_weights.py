@@ -10,6 +10,9 @@ from torch import nn
 
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import PackedLinear, direct
+from fastspeech.layers.relaid import Relaid
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
 
 class Twice(DerivingModule):
@@ -151,3 +154,60 @@ def test_copies_pickles_and_files_of_packed_maps(tmp_path: object) -> None:
         assert torch.equal(layer(x), expected) and not torch.equal(twin(x), expected)
     assert isinstance(pickle.loads(pickle.dumps(layer.packed)), PackedLinear)
     save_file(layer.state_dict(), f"{tmp_path}/weights.safetensors")
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_relaid_maps_give_the_same_numbers(rows: int, bias: bool) -> None:
+    module, relaid = maps(bias), Relaid()
+    linears = list(module.values())
+    with torch.no_grad():
+        function = relaid.product(rows)(*linears)
+        one = relaid.product(rows)(linears[0])
+        for shape in ((rows,), (rows, 1), (1, rows), (3, 4)):
+            x = torch.randn(*shape, 5)
+            torch.testing.assert_close(function(x), torch.cat([linear(x) for linear in linears], -1))
+            torch.testing.assert_close(one(x), linears[0](x))
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [1, 5])
+def test_relaid_maps_follow_writes(rows: int) -> None:
+    class Layer(DerivingModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.relaid = maps(), Relaid()
+
+    layer, x = Layer(), torch.randn(rows, 5)
+
+    def check() -> None:
+        linears = list(layer.maps.values())
+        with torch.no_grad():
+            found = layer.relaid.product(rows)(*linears)(x)
+            torch.testing.assert_close(found, torch.cat([linear(x) for linear in linears], -1))
+
+    check()
+    with torch.no_grad():
+        layer.maps["k"].weight.mul_(2)
+        layer.maps["v"].bias.add_(1)
+    check()
+    layer.maps["q"].weight.data.mul_(3)
+    layer.eval()
+    check()
+    layer.maps["k"] = nn.Linear(5, 6)
+    check()
+    assert isinstance(copy.deepcopy(layer).relaid, Relaid) and len(layer.state_dict()) == 6
+
+
+@needs_onednn
+def test_something_else_in_a_relaid_maps_place_is_called() -> None:
+    class Adapted(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
+
+    plain, adapted, x = nn.Linear(5, 4), Adapted(5, 4), torch.randn(2, 5)
+    with torch.no_grad():
+        product = Relaid().product(1)
+        assert torch.equal(product(adapted)(x), adapted(x))
+        assert torch.equal(product(plain, adapted)(x), torch.cat([plain(x), adapted(x)], -1))

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import Projections
-from fastspeech.layers.decoder import Decoder, Entry, Map, Step
+from fastspeech.layers.decoder import Decoder, Entry, Step
 from fastspeech.layers.linear import direct
+from fastspeech.layers.relaid import Map, Product
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.cohere_asr.config import CohereAsrConfig
 
@@ -21,9 +22,9 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.activation = activation(config.hidden_act)
 
-    def function(self) -> Map:
+    def function(self, product: Product) -> Map:
         """The sublayer as a function of its present parameters."""
-        up, act, down = direct(self.fc1), self.activation, direct(self.fc2)
+        up, act, down = product(self.fc1), self.activation, product(self.fc2)
         return lambda h: down(act(up(h)))
 
 
@@ -41,16 +42,17 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(width)
         self.final_layernorm = nn.LayerNorm(width)
 
-    def step(self, next_norm: nn.LayerNorm) -> Step:
-        """The layer as functions of its present parameters."""
+    def step(self, next_norm: nn.LayerNorm, product: Product | None) -> Step:
+        """The layer as functions of its present parameters (see `Decoder.steps`)."""
+        single = product or direct
         return Step(
-            qkv=self.self_attn.qkv(),
-            out=direct(self.self_attn.o_proj),
+            qkv=self.self_attn.qkv(product),
+            out=single(self.self_attn.o_proj),
             norm_cross=add_and_norm(self.post_attention_layernorm),
-            cross_q=direct(self.encoder_attn.q_proj),
-            cross_out=direct(self.encoder_attn.o_proj),
+            cross_q=single(self.encoder_attn.q_proj),
+            cross_out=single(self.encoder_attn.o_proj),
             norm_mlp=add_and_norm(self.final_layernorm),
-            mlp=self.mlp.function(),
+            mlp=self.mlp.function(single),
             norm_next=add_and_norm(next_norm),
         )
 
@@ -104,10 +106,10 @@ class CohereAsrDecoder(Decoder):
         x = self.embedding_layernorm(x)
         return Entry(x, self._layers()[0].input_layernorm(x))
 
-    def steps(self) -> list[Step]:
+    def steps(self, product: Product | None = None) -> list[Step]:
         layers = self._layers()
         following = [*(layer.input_layernorm for layer in layers[1:]), self.norm]
-        return [layer.step(norm) for layer, norm in zip(layers, following, strict=True)]
+        return [layer.step(norm, product) for layer, norm in zip(layers, following, strict=True)]
 
     def _layers(self) -> list[Layer]:
         return cast(list[Layer], list(self.layers))

@@ -1,7 +1,6 @@
 """What Speech2Text's encoder and decoder share, with the parameter names of transformers."""
 
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import PackedLinear, direct
-
-Map = Callable[[Tensor], Tensor]
+from fastspeech.layers.relaid import Map, Product
 
 
 class Projections(DerivingModule):
@@ -25,9 +23,10 @@ class Projections(DerivingModule):
         self.out_proj = nn.Linear(width, width)
         self._packed = PackedLinear()
 
-    def qkv(self) -> Map:
-        """The function that gives queries, keys and values, concatenated over the last axis."""
-        return self._packed.function((self.q_proj, self.k_proj, self.v_proj))
+    def qkv(self, product: Product | None = None) -> Map:
+        """As `fastspeech.layers.attention.Projections.qkv`."""
+        maps = self.q_proj, self.k_proj, self.v_proj
+        return self._packed.function(maps) if product is None else product(*maps)
 
 
 def dropped(function: Map, probability: float, training: bool) -> Map:
@@ -37,9 +36,11 @@ def dropped(function: Map, probability: float, training: bool) -> Map:
     return lambda x: F.dropout(function(x), probability)
 
 
-def feed_forward(fc1: nn.Linear, fc2: nn.Linear, act: Map, probability: float, training: bool) -> Map:
+def feed_forward(
+    fc1: nn.Linear, fc2: nn.Linear, act: Map, probability: float, training: bool, product: Product = direct
+) -> Map:
     """The function fc2(act(fc1(x))), with dropout before fc2 in training."""
-    up, down = direct(fc1), direct(fc2)
+    up, down = product(fc1), product(fc2)
     inner = dropped(lambda h: act(up(h)), probability, training)
     return lambda h: down(inner(h))
 

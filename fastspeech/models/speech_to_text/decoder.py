@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastspeech.layers.activations import activation
 from fastspeech.layers.decoder import Decoder, Entry, Step
 from fastspeech.layers.linear import direct
+from fastspeech.layers.relaid import Product
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.speech_to_text.blocks import Projections, SinusoidalPositions, dropped, feed_forward
 from fastspeech.models.speech_to_text.config import Speech2TextConfig
@@ -33,20 +34,25 @@ class Layer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width)
 
     def step(
-        self, next_norm: nn.LayerNorm, head_mask: Tensor | None, cross_head_mask: Tensor | None, left_out: bool
+        self,
+        next_norm: nn.LayerNorm,
+        head_mask: Tensor | None,
+        cross_head_mask: Tensor | None,
+        left_out: bool,
+        product: Product | None,
     ) -> Step:
         """The layer as functions of its present parameters; a layer that is left out adds nothing."""
-        config, training = self.config, self.training
-        inner = feed_forward(self.fc1, self.fc2, self.activation, config.activation_dropout, training)
-        sublayers = (direct(self.self_attn.out_proj), direct(self.encoder_attn.out_proj), inner)
+        config, training, single = self.config, self.training, product or direct
+        inner = feed_forward(self.fc1, self.fc2, self.activation, config.activation_dropout, training, single)
+        sublayers = (single(self.self_attn.out_proj), single(self.encoder_attn.out_proj), inner)
         out, cross_out, mlp = (
             torch.zeros_like if left_out else dropped(sublayer, config.dropout, training) for sublayer in sublayers
         )
         return Step(
-            qkv=self.self_attn.qkv(),
+            qkv=self.self_attn.qkv(product),
             out=out,
             norm_cross=add_and_norm(self.encoder_attn_layer_norm),
-            cross_q=direct(self.encoder_attn.q_proj),
+            cross_q=single(self.encoder_attn.q_proj),
             cross_out=cross_out,
             norm_mlp=add_and_norm(self.final_layer_norm),
             mlp=mlp,
@@ -92,7 +98,12 @@ class Speech2TextDecoder(Decoder):
         x = F.dropout(x, self.config.dropout, self.training)
         return Entry(x, self._norms()[0](x))
 
-    def steps(self, head_mask: Tensor | None = None, cross_attn_head_mask: Tensor | None = None) -> list[Step]:
+    def steps(
+        self,
+        product: Product | None = None,
+        head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
+    ) -> list[Step]:
         """As `Decoder.steps`, with factors of the heads (heads,) or (layers, heads).
 
         In training each layer is left out with probability `decoder_layerdrop` (Fan et al. 2020).
@@ -101,7 +112,7 @@ class Speech2TextDecoder(Decoder):
         own = head_factors(head_mask, len(layers), self.heads, "decoder_head_mask")
         cross = head_factors(cross_attn_head_mask, len(layers), self.heads, "cross_attn_head_mask")
         return [
-            layer.step(norm, mask, cross_mask, probability > 0 and bool(torch.rand([]) < probability))
+            layer.step(norm, mask, cross_mask, probability > 0 and bool(torch.rand([]) < probability), product)
             for layer, norm, mask, cross_mask in zip(layers, self._norms()[1:], own, cross, strict=True)
         ]
 

@@ -100,7 +100,7 @@ class Speech2TextModel(EncoderDecoder, Speech2TextPreTrainedModel):
             output_attentions,
             output_hidden_states,
             return_dict,
-            partial(self.decoder.steps, decoder_head_mask, cross_attn_head_mask),
+            partial(self.decoder.steps, None, decoder_head_mask, cross_attn_head_mask),
         )
 
     def encoded(
