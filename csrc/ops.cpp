@@ -1,0 +1,19 @@
+// Registration of the ops and of their CPU side with PyTorch, on its stable ABI.
+#include "ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(fastspeech_csrc, library) {
+  library.def(
+      "residual_vq(Tensor latents, Tensor codebooks, int[] splits, Tensor(a!) codes, Tensor(b!)? choices) -> ()");
+  library.def(
+      "page_append(Tensor keys, Tensor values, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor? table, "
+      "Tensor positions, Tensor? counts, Tensor? inv_freq, bool interleaved) -> ()");
+  library.def("page_fork(Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor sources, Tensor targets) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
+  library.impl("residual_vq", TORCH_BOX(&fastspeech::residual_vq_cpu));
+  library.impl("page_append", TORCH_BOX(&fastspeech::page_append_cpu));
+  library.impl("page_fork", TORCH_BOX(&fastspeech::page_fork_cpu));
+}

@@ -1,0 +1,26 @@
+// The CPU side of the ops as PyTorch calls it: every argument given, every result written where the caller made room.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace fastspeech {
+
+using torch::stable::Tensor;
+
+// latents (groups, vectors, dim) and codebooks (levels, entries, dim) float32, codes (vectors, levels) int64, all dense.
+// choices is room that only the CUDA side needs.
+void residual_vq_cpu(const Tensor& latents, const Tensor& codebooks, const std::vector<int64_t>& splits,
+                     const Tensor& codes, const std::optional<Tensor>& choices);
+
+// table int32, positions and counts int64, inv_freq float32, these dense.
+void page_append_cpu(const Tensor& keys, const Tensor& values, const Tensor& key_pages, const Tensor& value_pages,
+                     const std::optional<Tensor>& table, const Tensor& positions, const std::optional<Tensor>& counts,
+                     const std::optional<Tensor>& inv_freq, bool interleaved);
+
+void page_fork_cpu(const Tensor& key_pages, const Tensor& value_pages, const Tensor& sources, const Tensor& targets);
+
+}  // namespace fastspeech
