@@ -33,15 +33,23 @@ def paged_attention(
         seen = seen & (held[:, None] <= at[:, :, None]) & (positions >= 0)[:, None, None]
     if window:
         seen = seen & (at[:, :, None] - held[:, None] < window)
-    hidden = ~seen.any(1)[:, None, :, None]
-    keys, values = (side.masked_fill(hidden, 0) for side in (keys, values))
     # The queries of the heads that share keys lie side by side.
     group = heads // kv_heads
     q = q.unflatten(2, (kv_heads, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+    unseen = ~seen.any(1)[:, None, :, None]
     seen = seen.repeat_interleave(group, 1)[:, None]
-    out = F.scaled_dot_product_attention(q, keys, values, seen, scale=scale)
-    # What a backend of SDPA makes of a query that sees no key differs.
-    out = out.masked_fill(~seen.any(-1, keepdim=True), 0)
+
+    def attend(keys: Tensor, values: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(q, keys, values, seen, scale=scale)
+        # What a backend of SDPA makes of a query that sees no key differs.
+        return out.masked_fill(~seen.any(-1, keepdim=True), 0)
+
+    # A weight of 0 keeps out what nobody sees as long as that is finite. To clear it copies the pages, which takes
+    # longer than to attend to them; where the result can be looked at, that is left for when it shows to be needed.
+    hasty = q.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    out = attend(keys, values) if hasty else None
+    if out is None or not out.isfinite().all():
+        out = attend(*(side.masked_fill(unseen, 0) for side in (keys, values)))
     return out.unflatten(2, (tokens, group)).transpose(1, 2).flatten(2, 3).contiguous()
 
 
