@@ -129,8 +129,8 @@ built = sources()
 kernels = ["fastspeech.kernels", *(f"fastspeech.kernels.{name}" for name in find_packages("kernels"))]
 
 setup(
-    packages=[*find_packages(include=["fastspeech", "fastspeech.*"]), *kernels],
-    package_dir={"fastspeech": "fastspeech", "fastspeech.kernels": "kernels"},
+    packages=[*find_packages(include=["fastspeech", "fastspeech.*"]), *kernels, "fastspeech.bench"],
+    package_dir={"fastspeech": "fastspeech", "fastspeech.kernels": "kernels", "fastspeech.bench": "bench"},
     package_data={"fastspeech": ["py.typed", "assets/*"]},
     ext_modules=[Extension(LIBRARY, built, optional=WANTED != "1")] if built else [],
     cmdclass={"build_ext": BuildExtension, "bdist_wheel": Wheel},

@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_transcribe(commands)
     _add_doctor(commands)
     _add_parity(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -105,6 +106,19 @@ def _add_parity(commands: Any) -> None:
     add("--json", action="store_true", help="for machines")
     add("--junit", type=Path, metavar="FILE", help="write JUnit XML there")
     parser.set_defaults(run=_parity, parser=parser)
+
+
+def _add_bench(commands: Any) -> None:
+    from fastspeech.bench import cli
+
+    parser = commands.add_parser(
+        "bench",
+        help="measure ops and models on this machine",
+        description="Measure every op against its reference and its peers, and every model against transformers, in "
+        "turn and only where results agree; write the record, tables and plots of it.",
+    )
+    cli.add_arguments(parser)
+    parser.set_defaults(run=lambda options: cli.run(parser, options))
 
 
 def _transcribe(options: argparse.Namespace) -> int:

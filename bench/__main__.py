@@ -1,0 +1,5 @@
+import sys
+
+from fastspeech.bench.cli import main
+
+sys.exit(main())
