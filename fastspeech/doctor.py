@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastspeech.kernels import BackendError, backend, dispatch, use_backend
+from fastspeech.kernels import BackendError, backend, dispatch, extension, use_backend
 from fastspeech.kernels.op import OPS
 from fastspeech.kernels.spec import OpSpec, all_specs
 
@@ -28,15 +28,17 @@ def examine() -> dict[str, Any]:
     """The findings, ready for JSON.
 
     "versions": of the packages, None where there is none. "devices": what torch sees. "backend": the one in
-    force. "ops": for each op and device "served_by", and for each other implementation why it is not that. Each is
-    made to compute the first of the op's ordinary cases, in the dtype models use there, so that what is said to
-    serve has served; "error" tells of one that failed, and is then what a model would meet.
+    force. "extension": what it is good for, or why it is not there. "ops": for each op and device "served_by", and for
+    each other implementation why it is not that. Each is made to compute the first of the op's ordinary cases, in the
+    dtype models use there, so that what is said to serve has served; "error" tells of one that failed, and is then what
+    a model would meet.
     """
     devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
     return {
         "versions": _versions(),
         "devices": [_describe(device) for device in devices],
         "backend": backend(),
+        "extension": extension.describe(),
         "ops": [_examine_op(spec, device) for spec in all_specs() for device in devices],
     }
 
@@ -59,6 +61,7 @@ def report(findings: dict[str, Any]) -> str:
             _table([], versions),
             _table([], devices),
             f"FASTSPEECH_BACKEND={findings['backend']}",
+            f"extension: {findings['extension']}",
             _table(["op", "device", "served by", "and not by"], ops),
         ]
     )
@@ -98,14 +101,15 @@ def _processor() -> str:
 
 
 def _examine_op(spec: OpSpec, device: torch.device) -> dict[str, Any]:
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = torch.bfloat16 if device.type != "cpu" and torch.bfloat16 in spec.dtypes else torch.float32
     case = next(case for case in spec.cases if case.kind == "ordinary")
     made = spec.inputs(dtype, torch.Generator().manual_seed(0), **case.shape)
     inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in made.items()}
     names = [*(implementation.name for implementation in OPS[spec.name].implementations), "reference"]
     faults = {name: _fault(spec, inputs, name) for name in names}
-    inline = dispatch.choose_inline((torch.empty(0, device=device),))
-    allowed = ["reference"] if inline else [name for name in names if backend() in ("auto", name)]
+    allowed = [implementation.name for implementation in dispatch.candidates(OPS[spec.name], device)]
+    if backend() in ("auto", "reference"):
+        allowed.append("reference")
     # A kernel that fails is not passed over: `auto` takes the first that does not refuse.
     chosen = next((name for name in allowed if not isinstance(faults[name], BackendError)), None)
     fault = None if chosen is None else faults[chosen]

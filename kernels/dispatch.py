@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastspeech.kernels import extension
+
 if TYPE_CHECKING:
     from fastspeech.kernels.op import Op
 
@@ -61,12 +63,14 @@ class Implementation:
     """One way to compute an op beside its reference.
 
     `module` holds `launch(*args)`, which takes the reference's arguments, and is imported at the first call it
-    serves. `limits(*args)` gives the reason why a call cannot be served, or None.
+    serves. `limits(*args)` gives the reason why a call cannot be served, or None. `on_cpu`: whether `auto` takes it for
+    CPU tensors, as it does where `pytest bench` shows it to be faster than the reference.
     """
 
     name: str
     module: str
     limits: Callable[..., str | None]
+    on_cpu: bool = False
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -93,6 +97,11 @@ def _capability(index: int) -> tuple[int, int]:
 
 def device_refusal(name: str, device: torch.device) -> str | None:
     """Why implementation `name` cannot run on `device`, whatever the op; None where it can."""
+    if name == "cuda":
+        if (refusal := extension.refusal(device.type)) is not None:
+            return refusal
+        if device.type == "cuda" and _capability(device.index or 0) < (8, 0):
+            return "the extension needs compute capability 8.0 or newer"
     if name == "triton":
         if not _has_triton():
             return "triton is not installed"
@@ -105,9 +114,18 @@ def device_refusal(name: str, device: torch.device) -> str | None:
     return None
 
 
-def choose_inline(args: tuple[Any, ...]) -> bool:
+def candidates(op: Op, device: torch.device) -> tuple[Implementation, ...]:
+    """The implementations that may serve a call on `device` under the backend in force, the first choice first."""
+    if _backend == "auto":
+        return op.implementations if device.type != "cpu" else tuple(i for i in op.implementations if i.on_cpu)
+    return tuple(i for i in op.implementations if i.name == _backend)
+
+
+def choose_inline(op: Op, args: tuple[Any, ...]) -> bool:
     """Whether a call is served by the reference because its tensors are on the CPU, without asking any further."""
-    return _backend in ("auto", "reference") and args[0].device.type == "cpu"
+    if _backend == "reference" or (_backend == "auto" and not op.on_cpu):
+        return args[0].device.type == "cpu"
+    return False
 
 
 _warned: set[str] = set()
@@ -119,15 +137,15 @@ def choose(op: Op, args: tuple[Any, ...]) -> Callable[..., Any]:
     Raises:
         BackendError: a backend was named that cannot serve the call.
     """
-    if _backend == "reference" or choose_inline(args):
-        return op.reference
+    device = args[0].device
     refusals = []
-    for implementation in op.implementations:
-        if _backend in ("auto", implementation.name):
-            refusal = implementation.refusal(args)
-            if refusal is None:
-                return implementation.load().launch
-            refusals.append(f"{implementation.name}: {refusal}")
+    for implementation in candidates(op, device):
+        refusal = implementation.refusal(args)
+        if refusal is None:
+            return implementation.load().launch
+        refusals.append(f"{implementation.name}: {refusal}")
+    if _backend == "reference" or (_backend == "auto" and device.type == "cpu"):
+        return op.reference
     if _backend != "auto":
         reason = "; ".join(refusals) or f"{op.name} has no {_backend} implementation"
         raise BackendError(f"{op.name} cannot be served by FASTSPEECH_BACKEND={_backend}: {reason}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastspeech.kernels import dispatch
+from fastspeech.kernels import dispatch, extension
 from fastspeech.kernels.dispatch import Implementation
 
 _library = torch.library.Library("fastspeech", "DEF")
@@ -43,6 +43,7 @@ class Op:
         self.name = reference.__name__
         self.reference = reference
         self.implementations = implementations
+        self.on_cpu = extension.BUILT and any(i.on_cpu for i in implementations)
         self.mutates = mutates
         schema = torch.library.infer_schema(reference, mutates_args=mutates)
         name = f"fastspeech::{self.name}"
@@ -67,7 +68,7 @@ class Op:
         """
         if self.mutates and torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             raise RuntimeError(f"{self.name} writes into {', '.join(self.mutates)} and has no gradient: use no_grad")
-        if dispatch.choose_inline(args):
+        if dispatch.choose_inline(self, args):
             return self.reference(*args)
         return self.overload(*args)
 

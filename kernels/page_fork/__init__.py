@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastspeech.kernels import checks
+from fastspeech.kernels.dispatch import Implementation
 from fastspeech.kernels.op import Op
 from fastspeech.kernels.page_fork.reference import page_fork as _reference
 
-_op = Op(_reference, lambda *args: None, (), mutates=("key_pages", "value_pages"))
+
+def _cuda_limits(key_pages: Tensor, *rest: Any) -> str | None:
+    return None if key_pages.element_size() in (2, 4) else f"{key_pages.dtype} is served by the reference"
+
+
+_op = Op(
+    _reference,
+    lambda *args: None,
+    (Implementation("cuda", "fastspeech.kernels.page_fork.cuda", _cuda_limits, on_cpu=True),),
+    mutates=("key_pages", "value_pages"),
+)
 
 
 def page_fork(key_pages: Tensor, value_pages: Tensor, sources: Tensor, targets: Tensor) -> None:

@@ -54,7 +54,7 @@ def _cost(
 
 def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
     copies = len(shape["sources"]) + rows
-    pages, page_size = shape["pages"] + 2 * copies + abs(length), shape["page_size"] + length
+    pages, page_size = shape["pages"] + 2 * copies + abs(length), shape["page_size"] + abs(length)
     halves = {"sources": tuple(range(copies)), "targets": tuple(range(copies, 2 * copies))}
     return {**shape, "pages": pages, "page_size": page_size, **halves}
 

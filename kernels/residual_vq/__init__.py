@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastspeech.kernels import checks
+from fastspeech.kernels.dispatch import Implementation
 from fastspeech.kernels.op import Op
 from fastspeech.kernels.residual_vq.reference import residual_vq as _reference
 
@@ -16,7 +17,19 @@ def _fake(latents: Tensor, codebooks: Tensor, splits: Sequence[int]) -> Tensor:
     return latents.new_empty(latents.shape[1], codebooks.shape[0], dtype=torch.int64)
 
 
-_op = Op(_reference, _fake, ())
+def _cuda_limits(latents: Tensor, codebooks: Tensor, splits: Sequence[int]) -> str | None:
+    if latents.dtype != torch.float32:
+        return f"float32 only, these are {latents.dtype}"
+    if latents.is_cuda and (codebooks.shape[2] > 768 or len(splits) > 16):
+        return f"{len(splits)} groups of vectors of {codebooks.shape[2]} values, at most 16 of 768 fit a block"
+    return None
+
+
+_op = Op(
+    _reference,
+    _fake,
+    (Implementation("cuda", "fastspeech.kernels.residual_vq.cuda", _cuda_limits, on_cpu=True),),
+)
 
 
 def residual_vq(latents: Tensor, codebooks: Tensor, splits: Sequence[int]) -> Tensor:

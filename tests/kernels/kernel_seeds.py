@@ -1,5 +1,7 @@
 """A small op with a stand-in for a kernel in plain PyTorch, and the bugs that the checks must find in it."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,11 +17,15 @@ def seeded_smooth(x: Tensor, weight: Tensor, lengths: Tensor, scale: float) -> T
     return scale * F.conv1d(x.masked_fill(~valid, 0)[:, None], weight[None, None], padding=1)[:, 0]
 
 
-# Dispatch runs an implementation of this name on any device.
+class _Anywhere(Implementation):
+    def refusal(self, args: tuple[Any, ...]) -> str | None:
+        return self.limits(*args)
+
+
 _op = Op(
     seeded_smooth,
     lambda x, weight, lengths, scale: x.new_empty(x.shape),
-    (Implementation("cuda", "kernel_seeds", lambda *args: None),),
+    (_Anywhere("cuda", "kernel_seeds", lambda *args: None),),
 )
 
 SPEC = OpSpec(

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import kernel_seeds
 import pytest
@@ -63,6 +64,7 @@ def test_a_named_backend_serves_or_says_why_not(monkeypatch):
 
 
 def test_what_the_op_cannot_serve_is_refused_by_its_reason(monkeypatch):
+    monkeypatch.setattr(dispatch.extension, "refusal", lambda device_type: None)
     refusing = Implementation("cuda", "none", lambda *args: "too odd")
     monkeypatch.setattr(OPS["seeded_smooth"], "implementations", (refusing,))
     with use_backend("cuda"), pytest.raises(BackendError, match="FASTSPEECH_BACKEND=cuda: cuda: too odd"):
@@ -84,6 +86,36 @@ def test_falling_back_off_the_cpu_warns_once_an_op(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dispatch.choose(op, (x,))
+
+
+def test_auto_serves_the_cpu_by_what_is_marked_for_it_and_else_by_the_reference_silently(monkeypatch):
+    op = OPS["seeded_smooth"]
+    x = torch.zeros(2, 8)
+    able, unable = (lambda *args: None), (lambda *args: "too odd")
+    here, marked, refusing = (
+        (replace(op.implementations[0], limits=limits, on_cpu=on_cpu),)
+        for limits, on_cpu in ((able, False), (able, True), (unable, True))
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for implementations, serves in ((here, op.reference), (marked, kernel_seeds.launch), (refusing, op.reference)):
+            monkeypatch.setattr(op, "implementations", implementations)
+            assert dispatch.choose(op, (x,)) is serves
+    assert dispatch.choose_inline(op, (x,))
+    monkeypatch.setattr(op, "on_cpu", True)
+    assert not dispatch.choose_inline(op, (x,))
+    with use_backend("reference"):
+        assert dispatch.choose_inline(op, (x,))
+
+
+def test_what_the_extension_needs(monkeypatch):
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    monkeypatch.setattr(dispatch.extension, "refusal", lambda device_type: None)
+    monkeypatch.setattr(dispatch, "_capability", lambda index: (7, 5))
+    assert "8.0" in device_refusal("cuda", gpu)
+    assert device_refusal("cuda", cpu) is None
+    monkeypatch.setattr(dispatch.extension, "refusal", lambda device_type: "not built")
+    assert device_refusal("cuda", gpu) == device_refusal("cuda", cpu) == "not built"
 
 
 def test_a_cpu_call_is_inline_and_silent():

@@ -1,0 +1,41 @@
+"""The extension: the library that csrc/ is built into, which lies beside this file and is loaded at its first use."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("libfastspeech.so")
+BUILT = LIBRARY.exists()
+
+
+@cache
+def _fault() -> str | None:
+    """Why there are no ops of the extension; None once they are loaded."""
+    if not BUILT:
+        return "the extension is not built (FASTSPEECH_BUILD_CUDA=1 pip install . says why)"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return f"the extension does not load: {error.__cause__ or error}"
+    return None
+
+
+@cache
+def refusal(device_type: str) -> str | None:
+    """Why the extension cannot take tensors on a device of this type, whatever the op; None where it can."""
+    if device_type not in ("cpu", "cuda"):
+        return f"the extension takes CPU and CUDA tensors, these are on {device_type}"
+    if (fault := _fault()) is not None:
+        return fault
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    if device_type == "cuda" and not has_kernel("fastspeech_csrc::residual_vq", "CUDA"):
+        return "the extension is built without CUDA (FASTSPEECH_BUILD_CUDA=1 pip install . says why)"
+    return None
+
+
+def describe() -> str:
+    """What the extension is good for here, in words."""
+    return refusal("cpu") or refusal("cuda") or "built for CPU and CUDA tensors"
