@@ -358,21 +358,23 @@ class AutomaticSpeechRecognitionPipeline:
         output = self.model.generate(**inputs, **{**options, "max_new_tokens": limits})
         rows = output if isinstance(output, torch.Tensor) else output.sequences
         ends = self._ends(options)
+        first = prompt_length + self._forced(options, prompt_length)
         for number, (chunk, row) in enumerate(zip(chunks, rows.tolist(), strict=True)):
             limit = limits[number] if isinstance(limits, list) else limits
             chunk.ids = row
             # Behind its own limit a row is padded, for some models with the token that ends a text.
-            new = row[prompt_length : prompt_length + limit]
+            new = row[first : prompt_length + limit]
             chunk.cut = ends.isdisjoint(new)
             chunk.said = list(takewhile(lambda token: token not in ends, new))
         if any(details):
-            self._read_again(chunks, inputs, rows, prompt_length, with_words=details[0])
+            self._read_again(chunks, inputs, rows, first, with_words=details[0])
 
     @torch.no_grad()
     def _read_again(
-        self, chunks: list[_Chunk], inputs: dict[str, Any], rows: torch.Tensor, prompt_length: int, with_words: bool
+        self, chunks: list[_Chunk], inputs: dict[str, Any], rows: torch.Tensor, first: int, with_words: bool
     ) -> None:
-        """Fills in what one pass over the tokens (B, length) of a batch tells about them."""
+        """Fills in what one pass over the tokens (B, length) of a batch tells about those that were said, which begin
+        at `first`."""
         encoded = inputs["encoder_outputs"]
         output = self.model(
             encoder_outputs=encoded,
@@ -385,13 +387,13 @@ class AutomaticSpeechRecognitionPipeline:
         mask = encoded.attention_mask
         frames = [encoded.last_hidden_state.shape[1]] * len(chunks) if mask is None else mask.sum(-1).tolist()
         for row, chunk in enumerate(chunks):
-            first, count = prompt_length - 1, len(chunk.said)
-            scores = output.logits[row, first : first + count].float().softmax(-1)
-            tokens = rows[row, prompt_length : prompt_length + count, None]
+            count = len(chunk.said)
+            scores = output.logits[row, first - 1 : first - 1 + count].float().softmax(-1)
+            tokens = rows[row, first : first + count, None]
             chunk.probabilities = scores.gather(1, tokens).squeeze(1).tolist()
             if with_words:
                 # The token that ends the text takes the silence behind it.
-                heard = slice(first, first + count + (not chunk.cut))
+                heard = slice(first - 1, first - 1 + count + (not chunk.cut))
                 chunk.costs = alignment_costs(output.cross_attentions, row, heard, frames[row])
 
     def _limits(self, chunks: list[_Chunk], options: dict[str, Any], prompt_length: int) -> int | list[int]:
@@ -414,6 +416,14 @@ class AutomaticSpeechRecognitionPipeline:
             return most
         seconds = [len(chunk.samples) / self._rate for chunk in chunks]
         return [min(most, math.ceil(self.max_tokens_per_second * length)) for length in seconds]
+
+    def _forced(self, options: dict[str, Any], prompt_length: int) -> bool:
+        """Whether the first new token is forced, such as a language: it is then no part of what is said."""
+        configs = (options.get("generation_config"), self.model.generation_config)
+        forced = [getattr(config, "forced_bos_token_id", None) for config in configs]
+        if "forced_bos_token_id" in options:
+            forced = [options["forced_bos_token_id"]]
+        return prompt_length == 1 and any(token is not None for token in forced)
 
     def _ends(self, options: dict[str, Any]) -> set[int]:
         """The tokens that end a text; one without any of them was cut."""
