@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -21,3 +22,13 @@ def as_rows(tensor: Tensor) -> Tensor:
     """
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def unit(*tensors: Tensor) -> int:
+    """How many elements, at most those of 16 bytes, divide every stride but the last axis's.
+
+    A kernel that is given its strides in these units sees that they are multiples, and loads vectors, whatever sizes
+    they follow from. Left to itself Triton looks at each stride, and compiles for what it finds.
+    """
+    strides = (pair for t in tensors for pair in zip(t.shape[:-1], t.stride()[:-1], strict=True))
+    return math.gcd(16 // tensors[0].element_size(), *(stride for size, stride in strides if size > 1))

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fastspeech.kernels import checks
+from fastspeech.kernels.dispatch import Implementation
 from fastspeech.kernels.op import Op
 from fastspeech.kernels.page_append.reference import page_append as _reference
 
-_op = Op(_reference, lambda *args: None, (), mutates=("key_pages", "value_pages"))
+
+def _limits(keys: Tensor, *rest: Any) -> str | None:
+    return "float64 is served by the reference" if keys.element_size() > 4 else None
+
+
+_op = Op(
+    _reference,
+    lambda *args: None,
+    (
+        Implementation("triton", "fastspeech.kernels.page_append.triton", _limits),
+        Implementation("cuda", "fastspeech.kernels.page_append.cuda", _limits, on_cpu=True),
+    ),
+    mutates=("key_pages", "value_pages"),
+)
 
 
 def page_append(

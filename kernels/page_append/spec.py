@@ -81,11 +81,14 @@ def _cost(
 
 
 def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
-    varied = {**shape, "batch": shape["batch"] + rows, "page_size": shape["page_size"] + length}
-    if shape["tokens"] > 1:
-        varied["tokens"] = shape["tokens"] + length
+    varied = {**shape, "batch": shape["batch"] + rows}
     if shape.get("columns"):
         varied["columns"] = shape["columns"] + abs(length)
+    else:
+        varied["page_size"] = shape["page_size"] + length
+    # A prompt is of any length, a step of so many tokens.
+    if shape["tokens"] > 8:
+        varied["tokens"] = shape["tokens"] + length
     if shape.get("counts"):
         varied["counts"] = (1,) * varied["batch"]
     return {**varied, "positions": (7,) * varied["batch"]}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastspeech.kernels import checks
+from fastspeech.kernels.dispatch import Implementation
 from fastspeech.kernels.op import Op
 from fastspeech.kernels.paged_attention.reference import paged_attention as _reference
 
@@ -25,7 +28,19 @@ def _fake(
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-_op = Op(_reference, _fake, ())
+def _triton_limits(q: Tensor, *rest: Any) -> str | None:
+    if q.element_size() > 4:
+        return "float64 is served by the reference"
+    if q.shape[3] > 256:
+        return f"head dim {q.shape[3]}, at most 256 fit a tile"
+    return None
+
+
+_op = Op(
+    _reference,
+    _fake,
+    (Implementation("triton", "fastspeech.kernels.paged_attention.triton", _triton_limits),),
+)
 
 
 def paged_attention(

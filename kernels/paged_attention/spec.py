@@ -97,9 +97,11 @@ def _cost(
 
 
 def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
-    varied = {**shape, "batch": shape["batch"] + rows, "page_size": shape["page_size"] + length}
+    varied = {**shape, "batch": shape["batch"] + rows}
     if shape.get("columns"):
         varied["columns"] = shape["columns"] + abs(length)
+    else:
+        varied["page_size"] = shape["page_size"] + length
     return {**varied, "beams": 1, "positions": (7,) * varied["batch"]}
 
 
