@@ -19,7 +19,7 @@ class Family:
         module: where the classes are.
         config, model, generator, processor: their names; `generator` is the model with `generate`. The processor
             knows the classes of its feature extractor and its tokenizer.
-        released_key: a field of config.json that only the model's original layout has, which names no model type.
+        released_key: a field of config.json that only the model's original layout has, whatever model type that names.
     """
 
     module: str
@@ -42,6 +42,14 @@ FAMILIES = {
         generator="CohereAsrForConditionalGeneration",
         processor="CohereAsrProcessor",
         released_key="transf_decoder",
+    ),
+    "kyutai_speech_to_text": Family(
+        module="fastspeech.models.kyutai_stt",
+        config="KyutaiSpeechToTextConfig",
+        model="KyutaiSpeechToTextModel",
+        generator="KyutaiSpeechToTextForConditionalGeneration",
+        processor="KyutaiSpeechToTextProcessor",
+        released_key="text_card",
     ),
     "moonshine": Family(
         module="fastspeech.models.moonshine",
@@ -73,12 +81,12 @@ def family_of(name_or_path: str | os.PathLike[str], **where: Any) -> Family:
     """
     folder = locate(name_or_path, **where)
     config = read_json_if_any(folder, CONFIG_FILE)
-    model_type = config.get("model_type")
-    if model_type is not None:
-        return family_of_type(model_type, folder / CONFIG_FILE)
     for family in FAMILIES.values():
         if family.released_key in config:
             return family
+    model_type = config.get("model_type")
+    if model_type is not None:
+        return family_of_type(model_type, folder / CONFIG_FILE)
     if not config:
         for file in (PROCESSOR_FILE, FEATURES_FILE):
             processor = read_json_if_any(folder, file).get("processor_class")

@@ -133,8 +133,10 @@ def repetition_penalty(penalty: float) -> LogitsRule:
         raise ValueError(f"repetition_penalty must be above 0, got {penalty}")
 
     def rule(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        said = scores.gather(1, ids)
-        return scores.scatter_(1, ids, torch.where(said < 0, said * penalty, said / penalty))
+        # What a text begins with may be no token that has a score; it gets one of its own, which is dropped.
+        wide, ids = torch.nn.functional.pad(scores, (0, 1)), ids.clamp(max=scores.shape[1])
+        said = wide.gather(1, ids)
+        return wide.scatter_(1, ids, torch.where(said < 0, said * penalty, said / penalty))[:, :-1]
 
     return rule
 

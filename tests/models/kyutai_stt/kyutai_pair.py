@@ -1,68 +1,37 @@
 """The same random Kyutai STT in transformers and here, and things to give it."""
 
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
-from tiny_kyutai import CODEC, spread
+from tiny_kyutai import CODEC, SIZES, stir
 
-from fastspeech.models.kyutai_stt import KyutaiSpeechToTextConfig, KyutaiSpeechToTextForConditionalGeneration
+from fastspeech import KyutaiSpeechToTextConfig, KyutaiSpeechToTextForConditionalGeneration
 
-SIZES: dict[str, dict[str, Any]] = {
+FRAME = 64
+TEXTS, CODES = SIZES["vocab_size"], SIZES["codebook_vocab_size"]
+ODD: dict[str, dict[str, Any]] = {
     # a window of 6 tokens, and the codec's of 2 frames
     "small": {},
-    # grouped heads wider than hidden / heads, another base; no window wraps in the tests
-    "grouped": {"num_key_value_heads": 2, "head_dim": 12, "rope_theta": 100000.0, "sliding_window": 64},
+    # heads that share keys and are wider than hidden / heads, another base and another activation
+    "grouped": {"num_key_value_heads": 2, "head_dim": 12, "rope_theta": 100.0, "hidden_act": "gelu"},
+    # a window that no test fills
+    "wide": {"sliding_window": 200},
 }
 
 
-def settings(name: str) -> dict[str, Any]:
-    """Keyword arguments of either library's configuration, `rope_theta` apart."""
-    return {
-        "codebook_vocab_size": 17,
-        "vocab_size": 41,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "ffn_dim": 44,
-        "sliding_window": 6,
-        "num_codebooks": 8,
-        "audio_bos_token_id": 16,
-        "audio_pad_token_id": 41 + 8 * 17,
-        # as in the released models, where 48000 is no text and read as a code
-        "bos_token_id": 41 + 5 * 17 + 3,
-    } | SIZES[name]
-
-
 def configs(name: str) -> tuple[transformers.KyutaiSpeechToTextConfig, KyutaiSpeechToTextConfig]:
-    given = settings(name)
+    given = SIZES | ODD[name]
     theta = given.pop("rope_theta", 10000.0)
-    rotary = {"rope_type": "default", "rope_theta": theta}
     theirs = transformers.KyutaiSpeechToTextConfig(
-        **given, rope_parameters=rotary, codec_config=transformers.MimiConfig(**CODEC)
+        **given,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        codec_config=transformers.MimiConfig(**CODEC),
     )
     return theirs, KyutaiSpeechToTextConfig(**given, rope_theta=theta, codec_config=CODEC)
-
-
-def hf_model(name: str, seed: int = 0) -> transformers.KyutaiSpeechToTextForConditionalGeneration:
-    """transformers' model, with weights that make each token depend on what is heard and has been written."""
-    torch.manual_seed(seed)
-    model = transformers.KyutaiSpeechToTextForConditionalGeneration(configs(name)[0]).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.startswith("codec_model."):
-                continue
-            if "norm" in key:
-                parameter.normal_(1.0, 0.3)
-            else:
-                parameter.normal_(0.0, 0.5 if "embed" in key else 1.3 * parameter[0].numel() ** -0.5)
-        model.model.embed_tokens.embed_tokens.weight[-1] = 0
-    spread(model.codec_model)
-    # What the conversion script writes. Without its cache, transformers' codec forgets each window it has heard.
-    model.generation_config.audio_window_size = 1
-    model.codec_model.generation_config.use_cache = True
-    return model
 
 
 @cache
@@ -70,21 +39,22 @@ def pair(
     name: str = "small",
 ) -> tuple[transformers.KyutaiSpeechToTextForConditionalGeneration, KyutaiSpeechToTextForConditionalGeneration]:
     """Both libraries' models with the same weights, in evaluation mode; not to be changed."""
-    import tempfile
-
-    theirs = hf_model(name)
-    with tempfile.TemporaryDirectory() as folder:
+    torch.manual_seed(0)
+    theirs = stir(transformers.KyutaiSpeechToTextForConditionalGeneration(configs(name)[0]).eval())
+    # What the conversion script writes. Without a cache transformers' codec forgets each window it has heard.
+    theirs.generation_config.audio_window_size = 1
+    theirs.codec_model.generation_config.use_cache = True
+    with TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = KyutaiSpeechToTextForConditionalGeneration.from_pretrained(folder)
-    return theirs, ours
+        return theirs, KyutaiSpeechToTextForConditionalGeneration.from_pretrained(Path(folder))
 
 
 def ids(rows: int, count: int, seed: int = 1) -> torch.Tensor:
-    """(rows, count, 9) tokens of text and codes; some are the padding's."""
+    """(rows, count, 9) tokens of text and codes; some are the padding's, some of the text are read as codes."""
     generator = torch.Generator().manual_seed(seed)
-    text = torch.randint(0, 41, (rows, count, 1), generator=generator)
-    codes = torch.randint(0, 17, (rows, count, 8), generator=generator)
-    codes[torch.rand(codes.shape, generator=generator) < 0.05] = 41 + 8 * 17
+    text = torch.randint(0, TEXTS + 40, (rows, count, 1), generator=generator)
+    codes = torch.randint(0, CODES, (rows, count, 8), generator=generator)
+    codes[torch.rand(codes.shape, generator=generator) < 0.05] = TEXTS + 8 * CODES
     return torch.cat((text, codes), 2)
 
 
