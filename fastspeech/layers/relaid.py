@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastspeech.kernels.onednn import through_onednn
 from fastspeech.layers.derived import Derived, Kept
 from fastspeech.layers.linear import direct
 
@@ -46,6 +47,14 @@ class Relaid(Kept):
         weight, bias = kept.get(parameters, partial(_lay_out, one_row, maps))
         leaving = sum(linear.out_features for linear in maps)
         return partial(_tiled, weight, bias, leaving) if one_row else partial(_blocked, weight, bias)
+
+
+def blocked(weight: Tensor, bias: Tensor | None = None) -> Map:
+    """The function from x (..., in) to x weight' + bias by a copy of weight (out, in), in oneDNN's blocks where that
+    serves it. Without gradients."""
+    if not through_onednn(weight):
+        return partial(F.linear, weight=weight, bias=bias)
+    return partial(_blocked, torch.ops.mkldnn._reorder_linear_weight(weight.detach()), bias)
 
 
 def _lay_out(one_row: bool, maps: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from fastspeech.kernels.onednn import WORTHWHILE, linear
 from fastspeech.layers.linear import direct
+from fastspeech.layers.relaid import blocked
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
@@ -25,6 +26,17 @@ def test_numbers_are_pytorchs(rows: tuple[int, ...], bias: bool) -> None:
             for found in (linear(given, module.weight, module.bias), direct(module)(given)):
                 assert found.shape == expected.shape
                 assert (found - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_copy_in_blocks_gives_the_same(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(130, 96, dtype=dtype), torch.randn(130, dtype=dtype)
+    for rows in (1, 2, 70):
+        x = torch.randn(2, rows, 96, dtype=dtype)
+        for given in (None, bias):
+            expected = F.linear(x.double(), weight.double(), None if given is None else given.double())
+            assert (blocked(weight, given)(x) - expected).abs().max() <= 1e-4
 
 
 @needs_onednn

@@ -20,7 +20,7 @@ from fastspeech.kernels.onednn import linear
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import Projections
 from fastspeech.layers.derived import Derived, DerivingModule
-from fastspeech.layers.linear import direct
+from fastspeech.layers.relaid import Map, blocked
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.kyutai_stt.config import MimiConfig
 from fastspeech.outputs import ModelOutput
@@ -135,7 +135,7 @@ class Layer(DerivingModule):
         self.post_attention_layernorm = nn.LayerNorm(width, config.norm_eps)
         self.self_attn_layer_scale = LayerScale(config)
         self.mlp_layer_scale = LayerScale(config)
-        self._scaled = Derived()
+        self._laid_out = Derived()
 
     def forward(
         self,
@@ -148,25 +148,31 @@ class Layer(DerivingModule):
     ) -> tuple[Tensor, Tensor]:
         """x (B, n, hidden) and its norm h to x before the last sum, and what is to be added. Keys and values are
         written to `pages`."""
-        by_head = self.self_attn.qkv()(h).unflatten(-1, (-1, self.head_dim))
+        qkv, out, first, second = self._maps()
+        by_head = qkv(h).unflatten(-1, (-1, self.head_dim))
         q, k, v = by_head.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         page_append(k, v, *pages, table, positions, inv_freq=inv_freq)
         y = paged_attention(q, *pages, table, positions, inv_freq=inv_freq, window=self.window)
-        out, bias, second = self._scaled_maps()
-        x, h = add_and_norm(self.post_attention_layernorm)(x, linear(y.flatten(2), out, bias))
-        return x, linear(self.activation(direct(self.mlp.fc1)(h)), second)
+        x, h = add_and_norm(self.post_attention_layernorm)(x, out(y.flatten(2)))
+        return x, second(self.activation(first(h)))
 
-    def _scaled_maps(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Weight and bias of the attention's output, and the MLP's second matrix, times the layer scales."""
-        out, second = self.self_attn.o_proj, self.mlp.fc2
+    def _maps(self) -> list[Map]:
+        """Queries, keys and values together; the attention's output; the MLP's two maps."""
+        attention, mlp = self.self_attn, self.mlp
         scales = self.self_attn_layer_scale.scale, self.mlp_layer_scale.scale
 
-        def fold() -> tuple[Tensor, Tensor | None, Tensor]:
-            bias = None if out.bias is None else out.bias * scales[0]
-            return out.weight * scales[0][:, None], bias, second.weight * scales[1][:, None]
+        def lay_out() -> list[Map]:
+            inward = attention.q_proj, attention.k_proj, attention.v_proj
+            biases = [linear.bias for linear in inward if linear.bias is not None]
+            bias = None if attention.o_proj.bias is None else attention.o_proj.bias * scales[0]
+            return [
+                blocked(torch.cat([linear.weight for linear in inward]), torch.cat(biases) if biases else None),
+                blocked(attention.o_proj.weight * scales[0][:, None], bias),
+                blocked(mlp.fc1.weight),
+                blocked(mlp.fc2.weight * scales[1][:, None]),
+            ]
 
-        biases = () if out.bias is None else (out.bias,)
-        return self._scaled.get((out.weight, second.weight, *scales, *biases), fold)
+        return self._laid_out.get([*attention.parameters(), *mlp.parameters(), *scales], lay_out)
 
 
 class Transformer(DerivingModule):
