@@ -137,8 +137,8 @@ def layouts(subject: Subject) -> None:
     views = (guard.strided, guard.transposed, Tensor.contiguous)
     for first in range(len(views)):
         chosen = {name: views[(first + index) % len(views)] for index, name in enumerate(tensors)}
-        outputs = subject.run({**inputs, **{name: view(inputs[name]) for name, view in chosen.items()}})
         try:
+            outputs = subject.run({**inputs, **{name: view(inputs[name]) for name, view in chosen.items()}})
             subject.judge(subject.specified(outputs, inputs), inputs)
         except AssertionError as error:
             used = ", ".join(f"{view.__name__} {name}" for name, view in chosen.items())
