@@ -1,5 +1,6 @@
 """What processors share: an extractor and a tokenizer, saved and loaded together."""
 
+import inspect
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,8 +39,11 @@ class ProcessorMixin:
         revision: str | None = "main",
         **overrides: Any,
     ) -> Self:
-        """The processor of a folder or hub id, as transformers 4 or 5 saved it; `overrides` replace settings of the
-        feature extractor.
+        """The processor of a folder or hub id, as transformers 4 or 5 saved it.
+
+        Args:
+            overrides: replace settings of the feature extractor and of the tokenizer, each taking those that it has;
+                one that neither has is kept by the extractor.
 
         Raises:
             CheckpointError: the extractor's settings or the tokenizer are not there or not readable.
@@ -51,8 +55,13 @@ class ProcessorMixin:
             "local_files_only": local_files_only,
             "token": token,
         }
-        extractor = cls.feature_extractor_class.from_pretrained(pretrained_model_name_or_path, **where, **overrides)
-        return cls(extractor, cls.tokenizer_class.from_pretrained(pretrained_model_name_or_path, **where))
+        of_tokenizer = {name: value for name, value in overrides.items() if name in cls.tokenizer_class.settings()}
+        heard = inspect.signature(cls.feature_extractor_class).parameters
+        of_extractor = {name: value for name, value in overrides.items() if name in heard or name not in of_tokenizer}
+        return cls(
+            cls.feature_extractor_class.from_pretrained(pretrained_model_name_or_path, **where, **of_extractor),
+            cls.tokenizer_class.from_pretrained(pretrained_model_name_or_path, **where, **of_tokenizer),
+        )
 
     def save_pretrained(
         self,

@@ -1,5 +1,6 @@
 """What tokenizers share, whatever cuts their texts: special tokens, padding, and the forms of arguments."""
 
+import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +85,12 @@ class TokenizerBase:
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:
         """As `from_pretrained`, for a folder at hand."""
         raise NotImplementedError
+
+    @classmethod
+    def settings(cls) -> set[str]:
+        """The names of what the constructors take."""
+        taken = (inspect.signature(kind).parameters for kind in (cls, TokenizerBase))
+        return {*ROLES, *(name for names in taken for name in names)}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the vocabulary and tokenizer_config.json into `save_directory`, as transformers 4 and 5 read them."""

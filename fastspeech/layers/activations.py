@@ -18,12 +18,14 @@ _BY_NAME: dict[str, Activation] = {
 }
 
 
-def activation(name: str) -> Activation:
-    """The function called `name` in a config.json.
+def activation(name: str | Activation) -> Activation:
+    """The function called `name` in a config.json; a function, which no file can hold, is itself.
 
     Raises:
         ValueError: an unknown name.
     """
+    if callable(name):
+        return name
     if name not in _BY_NAME:
         raise ValueError(f"unknown activation {name!r}; known are {', '.join(_BY_NAME)}")
     return _BY_NAME[name]

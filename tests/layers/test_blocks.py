@@ -18,6 +18,10 @@ def test_activations_are_those_of_that_name(name: str) -> None:
     torch.testing.assert_close(activation(name)(x), transformers.activations.ACT2FN[name](x))
 
 
+def test_a_function_is_its_own_activation() -> None:
+    assert activation(torch.sin) is torch.sin
+
+
 def test_unknown_activation() -> None:
     with pytest.raises(ValueError, match="'swosh'; known are gelu"):
         activation("swosh")

@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 from fastspeech.checkpoints.config import PretrainedConfig
+from fastspeech.layers.activations import Activation
 from fastspeech.models.cohere_asr.keys import is_released_config, translate_config
 
 
@@ -21,7 +22,7 @@ class ParakeetEncoderConfig(PretrainedConfig):
         num_hidden_layers: int = 24,
         num_attention_heads: int = 8,
         intermediate_size: int = 4096,
-        hidden_act: str = "silu",
+        hidden_act: str | Activation = "silu",
         attention_bias: bool = True,
         convolution_bias: bool = True,
         conv_kernel_size: int = 9,
@@ -101,7 +102,7 @@ class CohereAsrConfig(PretrainedConfig):
         num_attention_heads: int = 8,
         num_key_value_heads: int | None = None,
         intermediate_size: int = 4096,
-        hidden_act: str = "relu",
+        hidden_act: str | Activation = "relu",
         max_position_embeddings: int = 1024,
         pad_token_id: int | None = 2,
         eos_token_id: int | None = 3,

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Self
 
 from fastspeech.checkpoints.config import PretrainedConfig
+from fastspeech.layers.activations import Activation
 
 _PER_SIDE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act")
 
@@ -45,8 +46,8 @@ class MoonshineConfig(PretrainedConfig):
         encoder_num_key_value_heads: int | None = None,
         decoder_num_key_value_heads: int | None = None,
         pad_head_dim_to_multiple_of: int | None = None,
-        encoder_hidden_act: str = "gelu",
-        decoder_hidden_act: str = "silu",
+        encoder_hidden_act: str | Activation = "gelu",
+        decoder_hidden_act: str | Activation = "silu",
         max_position_embeddings: int = 512,
         initializer_range: float = 0.02,
         decoder_start_token_id: int = 1,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fastspeech.checkpoints.config import PretrainedConfig
+from fastspeech.layers.activations import Activation
 
 
 class Speech2TextConfig(PretrainedConfig):
@@ -36,7 +37,7 @@ class Speech2TextConfig(PretrainedConfig):
         decoder_layerdrop: float = 0.0,
         use_cache: bool = True,
         is_encoder_decoder: bool = True,
-        activation_function: str = "relu",
+        activation_function: str | Activation = "relu",
         d_model: int = 256,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,

@@ -1,0 +1,142 @@
+"""What the pages say of arguments that no signature shows, and what is refused, and why."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_cohere
+import tiny_moonshine
+import tiny_speech_to_text
+import torch
+import torch.nn.functional as F
+
+from fastspeech import (
+    CohereAsrForConditionalGeneration,
+    MoonshineConfig,
+    MoonshineForConditionalGeneration,
+    Speech2TextForConditionalGeneration,
+    Speech2TextProcessor,
+)
+
+RATE = 16000
+
+
+def noise(count: int) -> np.ndarray:
+    return (0.1 * np.random.default_rng(0).standard_normal(count)).astype(np.float32)
+
+
+def logits(model: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 3000) if isinstance(model, MoonshineForConditionalGeneration) else (1, 40, 80)
+    if isinstance(model, CohereAsrForConditionalGeneration):
+        shape = (1, 40, 16)
+    audio = {model.main_input_name: torch.randn(shape, generator=generator)}
+    with torch.no_grad():
+        return model(**audio, decoder_input_ids=torch.tensor([[1, 5, 7]])).logits
+
+
+@pytest.mark.parametrize(
+    ("made", "fields"),
+    [
+        (tiny_cohere.model, ["hidden_act"]),
+        (tiny_moonshine.model, ["encoder_hidden_act", "decoder_hidden_act"]),
+        (tiny_speech_to_text.model, ["activation_function"]),
+    ],
+    ids=["cohere_asr", "moonshine", "speech_to_text"],
+)
+def test_an_activation_may_be_a_function(made: Any, fields: list[str]) -> None:
+    model = made()
+    found = []
+    for choice in ("gelu", F.gelu, torch.sin):
+        for field in fields:
+            setattr(model.config, field, choice)
+        other = type(model)(model.config).eval()
+        other.load_state_dict(model.state_dict())
+        other.tie_weights()
+        found.append(logits(other))
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[0], found[2])
+
+
+def test_settings_reach_extractor_and_tokenizer(tmp_path: Path) -> None:
+    """Each has those that are its own, and none of the other's."""
+    saved = tiny_speech_to_text.save(tmp_path, lang_codes="mustc")
+    changed = {"do_upper_case": True, "tgt_lang": "de", "num_mel_bins": 40, "eos_token": "<unk>"}
+    found = Speech2TextProcessor.from_pretrained(saved, **changed)
+    assert found.feature_extractor.num_mel_bins == 40
+    assert not {"do_upper_case", "tgt_lang", "eos_token"} & found.feature_extractor.to_dict().keys()
+    assert (found.tokenizer.tgt_lang, found.tokenizer.eos_token) == ("de", "<unk>")
+    assert "num_mel_bins" not in found.tokenizer.saved_settings()
+    assert found.tokenizer.decode(found.tokenizer("hello")["input_ids"], skip_special_tokens=True) == "HELLO"
+
+
+def generate(**options: Any) -> Any:
+    model = tiny_moonshine.model()
+    return model.generate(torch.from_numpy(noise(4000))[None], max_new_tokens=3, **options)
+
+
+def extract(**options: Any) -> Any:
+    return tiny_speech_to_text.processor()(noise(4000), sampling_rate=RATE, **options)
+
+
+def from_file(folder: Path) -> Any:
+    saved = tiny_speech_to_text.save(folder)
+    return Speech2TextProcessor.from_pretrained(saved / "preprocessor_config.json")
+
+
+def with_attention(folder: Path) -> Any:
+    saved = tiny_speech_to_text.save(folder)
+    return Speech2TextForConditionalGeneration.from_pretrained(saved, attn_implementation="flash_attention_2")
+
+
+IDS = torch.tensor([[1]])
+REFUSED: dict[str, tuple[Any, str, str]] = {
+    "generate(synced_gpus=True)": (
+        lambda _: generate(synced_gpus=True),
+        "synced_gpus",
+        "models are not sharded over GPUs, so there is nothing to keep in step",
+    ),
+    "generate(negative_prompt_ids=...)": (
+        lambda _: generate(negative_prompt_ids=IDS),
+        "negative_prompt_ids",
+        "classifier-free guidance has no use in writing down what is said",
+    ),
+    "generate(negative_prompt_attention_mask=...)": (
+        lambda _: generate(negative_prompt_attention_mask=IDS),
+        "negative_prompt_ids",
+        "as negative_prompt_ids",
+    ),
+    "generate(custom_generate='organisation/name')": (
+        lambda _: generate(custom_generate="organisation/name"),
+        "custom_generate must be a function",
+        "no code is loaded by name; a function is taken",
+    ),
+    "MoonshineConfig(rope_scaling={'rope_type': 'yarn', ...})": (
+        lambda _: MoonshineConfig(rope_scaling={"rope_type": "yarn", "factor": 2.0}),
+        "rope_type 'yarn' is not implemented",
+        "no Moonshine checkpoint has another rotary type than the default",
+    ),
+    "extractor(..., return_tensors='tf')": (
+        lambda _: extract(return_tensors="tf"),
+        "return_tensors must be 'pt', 'np' or None",
+        "there is no TensorFlow here, nor in transformers 5",
+    ),
+    "Speech2TextProcessor.from_pretrained('.../preprocessor_config.json')": (
+        from_file,
+        "is a file; give the checkpoint's folder",
+        "one file has no tokenizer; transformers fails at that",
+    ),
+    "from_pretrained(attn_implementation='flash_attention_2')": (
+        with_attention,
+        "must be 'eager' or 'sdpa'",
+        "that library is not used; the op of this one is the fused attention",
+    ),
+}
+"""What the pages name and is not served: how to ask for it, what the error says, and why."""
+
+
+@pytest.mark.parametrize("asked", REFUSED)
+def test_what_is_refused_is_refused_clearly(asked: str, tmp_path: Path) -> None:
+    call, says, _ = REFUSED[asked]
+    with pytest.raises((ValueError, RuntimeError), match=says):
+        call(tmp_path)
