@@ -58,6 +58,8 @@ def beam_search(
                 beams.keep(inputs)
         new_ids = beams.ids[:, -1:]
 
+    if plan.as_record:
+        cache.separate()
     sequences, sequences_scores, beam_indices = beams.result()
     return GenerateBeamEncoderDecoderOutput(
         sequences=sequences,

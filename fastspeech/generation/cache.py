@@ -1,13 +1,20 @@
 """Where a decoder keeps the keys and values of the tokens it has read and of the audio it listens to."""
 
 import torch
+from torch import Tensor
+
+_STEPS_BETWEEN_SWEEPS = 16
+"""Tokens that beams which have died take up are read for 8 steps on average, a sweep moves what is left once in 16."""
 
 
 class DecoderCache:
     """Keys and values of one decoding run, in memory taken once.
 
     There are `inputs` utterances and `rows_per_input` hypotheses (beams) of each; row = input * rows_per_input + beam.
-    Hypotheses of one utterance share its cross-attention keys and values.
+    Hypotheses of one utterance share its cross-attention keys and values. In self-attention every row first owns the
+    memory of its tokens. From the first `reorder` on, when hypotheses go on from one another and most of what they have
+    read is the same, the rows of an utterance share its memory too: a token is held once, and a table says at which
+    places the tokens of each row lie. `reorder` moves the table alone.
 
     Args:
         cross_keys, cross_values: (layers, inputs, heads, frames, head_dim), of the encoder's output. Self-attention
@@ -19,109 +26,200 @@ class DecoderCache:
     Attributes:
         cross_keys, cross_values: by layer, (inputs, heads, frames, head_dim).
         cross_lengths: as given.
-        length: the tokens stored.
+        length: the tokens that each row has read.
     """
 
     def __init__(
         self,
-        cross_keys: torch.Tensor,
-        cross_values: torch.Tensor,
+        cross_keys: Tensor,
+        cross_values: Tensor,
         capacity: int,
         *,
         rows_per_input: int = 1,
-        cross_lengths: torch.Tensor | None = None,
+        cross_lengths: Tensor | None = None,
     ) -> None:
-        layers, inputs, heads, _, head_dim = cross_keys.shape
+        layers, inputs, self._heads, _, head_dim = cross_keys.shape
         self.length = 0
         self.rows_per_input = rows_per_input
         self.cross_lengths = cross_lengths
-        self._spare: torch.Tensor | None = None
         self._hold_cross(cross_keys, cross_values)
-        self._hold_self(cross_keys.new_empty(2, layers, inputs * rows_per_input, heads, capacity, head_dim))
+        rows = inputs * rows_per_input
+        self._table: Tensor | None = None  # (rows, length) int64, the place of each token in its utterance's memory
+        self._used = 0  # places
+        self._sweep_at = 0
+        # What a token leaves behind in a layer lies together: (layers, owners, places, keys and values, head_dim).
+        self._hold_self(cross_keys.new_empty(layers, rows, capacity, 2 * self._heads, head_dim))
 
     @property
     def inputs(self) -> int:
         """Utterances still held."""
-        return self.rows // self.rows_per_input
+        return self.cross_keys[0].shape[0]
 
     @property
     def rows(self) -> int:
         """Hypotheses still held: inputs * rows_per_input."""
-        return self._self.shape[2]
+        return self.inputs * self.rows_per_input
+
+    @property
+    def owners(self) -> int:
+        """Owners of memory in self-attention: all rows, or the inputs where their rows share it."""
+        return self._self.shape[1]
 
     @property
     def capacity(self) -> int:
-        """Tokens there is memory for."""
-        return self._self.shape[4]
+        """Places that each owner has."""
+        return self._self.shape[2]
 
     def get_seq_length(self) -> int:
         """`length`, under the name transformers' caches give it."""
         return self.length
 
-    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store n further tokens of one layer, given and returned as (rows, heads, tokens, head_dim).
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store n further tokens of every row in one layer, given as (owners, heads, tokens, head_dim): tokens is n,
+        or rows_per_input * n, row by row, where the owners are the inputs.
 
-        Returns all keys and values of the layer up to these tokens: views that later calls leave as they are until
-        `reorder` or `keep`. `length` grows only by `advance`, once all layers have appended.
+        Returns all keys and values that the owners have, up to these: views that later calls leave as they are until
+        `reorder` or `keep`. Where rows share memory, `mask` says what each sees. `length` grows only by `advance`,
+        once all layers have appended.
         """
         if keys.requires_grad or values.requires_grad:
             raise ValueError("DecoderCache holds no gradients: run under torch.no_grad(), or without a cache")
-        end = self.length + keys.shape[2]
+        end = self._used + keys.shape[2]
         if end > self.capacity:
             self._grow(max(end, 2 * self.capacity))
-        all_keys = self._keys[layer].narrow(2, 0, end)
-        all_values = self._values[layer].narrow(2, 0, end)
-        all_keys.narrow(2, self.length, keys.shape[2]).copy_(keys)
-        all_values.narrow(2, self.length, keys.shape[2]).copy_(values)
-        return all_keys, all_values
+        if (self._used, end) != self._viewed:
+            self._view(end)
+        self._new_keys[layer].copy_(keys)
+        self._new_values[layer].copy_(values)
+        return self._keys[layer], self._values[layer]
+
+    def mask(self, tokens: int) -> Tensor | None:
+        """What is added to the scores of `tokens` further tokens of every row, (inputs, 1, rows_per_input * tokens,
+        places with theirs); None where each row owns its memory."""
+        if self._table is None:
+            return None
+        unseen = torch.full_like(self._self[0, 0, 0, 0, 0], -torch.inf)
+        past = unseen.expand(self.rows, self._used).scatter(1, self._table, 0.0)
+        past = past.view(self.inputs, self.rows_per_input, 1, -1).expand(-1, -1, tokens, -1).flatten(1, 2)
+        beams = torch.eye(self.rows_per_input, dtype=torch.bool, device=past.device)
+        own = beams.kron(beams.new_ones(tokens, tokens).tril())
+        new = torch.where(own, 0.0, unseen).expand(self.inputs, -1, -1)
+        return torch.cat((past, new), 2)[:, None]
+
+    def by_token(self, weights: Tensor) -> Tensor:
+        """Attention weights (owners, heads, queries, places) as (rows, heads, n, tokens), n the queries of each row,
+        which `advance` has counted."""
+        if self._table is None:
+            return weights
+        weights = weights.unflatten(2, (self.rows_per_input, -1)).transpose(1, 2).flatten(0, 1)
+        return weights.gather(3, self._table[:, None, None].expand(-1, *weights.shape[1:3], -1))
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` as stored, after every layer has appended them."""
+        """Count `tokens` of every row as stored, after every layer has appended them."""
         self.length += tokens
+        if self._table is None:
+            self._used = self.length
+            return
+        end = self._used + self.rows_per_input * tokens
+        new = torch.arange(self._used, end, device=self._table.device).view(self.rows_per_input, tokens)
+        self._table = torch.cat((self._table, new.repeat(self.inputs, 1)), 1)
+        self._used = end
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         self.length = length
+        if self._table is None:
+            self._used = length
+        else:
+            self._table = self._table[:, :length]
 
-    def reorder(self, rows: torch.Tensor) -> None:
+    def reorder(self, rows: Tensor) -> None:
         """Let row i continue row rows[i]: (rows,) int64, each within its own utterance."""
-        if self._spare is None:
-            self._spare = torch.empty_like(self._self)
-        source = self._self.narrow(4, 0, self.length)
-        torch.index_select(source, 2, rows, out=self._spare.narrow(4, 0, self.length))
-        reordered, self._spare = self._spare, self._self
-        self._hold_self(reordered)
+        if self.rows_per_input == 1:
+            return
+        if self._table is None:
+            self._share()
+        self._table = self._places().index_select(0, rows)
+        if self._used >= self._sweep_at:
+            self._sweep()
 
     def keep(self, inputs: list[int]) -> None:
         """Hold only these utterances, in this order. Only those whose place changes are moved."""
+        by_input = self._self.unflatten(1, (self.inputs, -1)).narrow(3, 0, self._used)
         moves = [(source, target) for target, source in enumerate(inputs) if source != target]
         if moves:
             source, target = torch.tensor(moves, device=self._self.device).T
             for cross in self._cross:
                 cross.index_copy_(1, target, cross.index_select(1, source))
-            by_input = self._self.unflatten(2, (-1, self.rows_per_input)).narrow(5, 0, self.length)
-            by_input.index_copy_(2, target, by_input.index_select(2, source))
+            by_input.index_copy_(1, target, by_input.index_select(1, source))
         if self.cross_lengths is not None:
             self.cross_lengths = self.cross_lengths[inputs]
-        rows = len(inputs) * self.rows_per_input
+        if self._table is not None:
+            self._table = self._table.unflatten(0, (self.inputs, -1))[inputs].flatten(0, 1)
+        owners = len(inputs) * by_input.shape[2]
         self._hold_cross(*(cross[:, : len(inputs)] for cross in self._cross))
-        self._hold_self(self._self[:, :, :rows])
-        self._spare = None if self._spare is None else self._spare[:, :, :rows]
+        self._hold_self(self._self[:, :owners])
+
+    def separate(self) -> None:
+        """Give every row memory of its own again, its tokens in their order."""
+        if self._table is None:
+            return
+        table, self._table = self._table, None
+        first = torch.arange(self.inputs, device=table.device).repeat_interleave(self.rows_per_input) * self.capacity
+        own = self._self.flatten(1, 2).index_select(1, (first[:, None] + table).flatten())
+        self._used = self.length
+        self._hold_self(own.unflatten(1, (self.rows, -1)))
+
+    def _share(self) -> None:
+        """Put the rows of each utterance side by side in one memory."""
+        rows, beams = self.rows, self.rows_per_input
+        held = self._self[:, :, : self.length].unflatten(1, (-1, beams)).flatten(2, 3)
+        shared = held.new_empty(
+            (*held.shape[:2], max(self.capacity, held.shape[2]) + _STEPS_BETWEEN_SWEEPS * beams, *held.shape[3:])
+        )
+        shared[:, :, : held.shape[2]] = held
+        table = torch.arange(beams * self.length, device=held.device).view(beams, -1)
+        self._table = table.repeat(rows // beams, 1)
+        self._used = held.shape[2]
+        self._hold_self(shared)
+
+    def _sweep(self) -> None:
+        """Close up the places that no row refers to."""
+        table = self._places().view(self.inputs, -1)
+        alive = table.new_zeros(self.inputs, self._used, dtype=torch.bool).scatter_(1, table, True)
+        self._table = (alive.cumsum(1) - 1).gather(1, table).view(self.rows, -1)
+        most = int(alive.sum(1).max())
+        sources = alive.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        sources = sources + torch.arange(self.inputs, device=table.device)[:, None] * self.capacity
+        swept = self._self.flatten(1, 2).index_select(1, sources.flatten())
+        self._self[:, :, :most] = swept.unflatten(1, (self.inputs, most))
+        self._used = most
+        self._sweep_at = most + _STEPS_BETWEEN_SWEEPS * self.rows_per_input
+        self._viewed = (-1, -1)
+
+    def _places(self) -> Tensor:
+        assert self._table is not None
+        return self._table
 
     def _grow(self, capacity: int) -> None:
-        shape = list(self._self.shape)
-        shape[4] = capacity
-        grown = self._self.new_empty(shape)
-        grown.narrow(4, 0, self.length).copy_(self._self.narrow(4, 0, self.length))
-        self._spare = None
+        grown = self._self.new_empty((*self._self.shape[:2], capacity, *self._self.shape[3:]))
+        grown[:, :, : self._used] = self._self[:, :, : self._used]
         self._hold_self(grown)
 
-    # Views of each layer are made where the memory changes, for a step needs four of them a layer.
+    # Views of each layer are made for all layers at once, for a step needs four of them a layer.
 
-    def _hold_cross(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _hold_cross(self, keys: Tensor, values: Tensor) -> None:
         self._cross = (keys, values)
         self.cross_keys, self.cross_values = list(keys.unbind(0)), list(values.unbind(0))
 
-    def _hold_self(self, both: torch.Tensor) -> None:
-        self._self = both
-        self._keys, self._values = (side.unbind(0) for side in both.unbind(0))
+    def _hold_self(self, memory: Tensor) -> None:
+        self._self = memory
+        self._viewed = (-1, -1)
+
+    def _view(self, end: int) -> None:
+        by_head = self._self.narrow(2, 0, end).transpose(2, 3)
+        keys, values = by_head.chunk(2, 2)
+        self._keys, self._values = keys.unbind(0), values.unbind(0)
+        keys, values = by_head.narrow(3, self._used, end - self._used).chunk(2, 2)
+        self._new_keys, self._new_values = keys.unbind(0), values.unbind(0)
+        self._viewed = (self._used, end)

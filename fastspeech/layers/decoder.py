@@ -58,8 +58,9 @@ class Decoding(DecoderCache):
 class Entry:
     """Tokens on their way into the first layer.
 
-    x: (rows, n, hidden), the residual stream; h: x after the first layer's norm; rotate: what turns queries and keys
-    (rows, n, heads, head_dim) by their positions, None where positions are in x.
+    x: (rows, n, hidden), the residual stream; h: x after the first layer's norm; rotate: what turns queries and keys by
+    their positions, and leaves values, all in one (rows, n, heads + 2 * kv_heads, head_dim); None where positions are
+    in x.
     """
 
     x: Tensor
@@ -144,15 +145,20 @@ class Decoder(DerivingModule):
             cache: what was read before, grown by these tokens; None where nothing was.
             record: takes what is asked of it.
         """
-        heads, kv_heads, head_dim = self.heads, self.kv_heads, self.head_dim
+        heads, head_dim = self.heads, self.head_dim
+        sizes = [heads, self.kv_heads, self.kv_heads]
         past = 0 if cache is None else cache.length
         entry = self.enter(input_ids, inputs_embeds, position_ids, past)
         x, h, rotate = entry.x, entry.h, entry.rotate
         rows, count, _ = x.shape
+        if cache is not None and token_mask is not None:
+            cache.separate()
+        owners = rows if cache is None else cache.owners
         inputs, _, frames, _ = cross_keys[0].shape
         record = Record() if record is None else record
         dropout = self.dropout if self.training else 0.0
-        mask = _token_mask(count, past, token_mask, x.device)
+        shared_mask = None if cache is None else cache.mask(count)
+        mask = _token_mask(count, past, token_mask, x.device) if shared_mask is None else shared_mask
         causal = count > 1 and mask is None
         cross_mask = None
         if cross_lengths is not None:
@@ -162,16 +168,13 @@ class Decoder(DerivingModule):
             if record.with_states:
                 record.hidden_states.append(x)
             by_head = step.qkv(h).view(rows, count, -1, head_dim)
-            if rotate is None:
-                q, k, v = by_head.transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
-            else:
-                both, v = by_head.split([heads + kv_heads, kv_heads], dim=2)
-                q, k = rotate(both).transpose(1, 2).split([heads, kv_heads], dim=1)
-                v = v.transpose(1, 2)
+            if rotate is not None:
+                by_head = rotate(by_head)
+            q, k, v = by_head.view(owners, -1, *by_head.shape[2:]).transpose(1, 2).split_with_sizes(sizes, dim=1)
             if cache is not None:
                 k, v = cache.append(index, k, v)
             y, weights = attention(q, k, v, mask, causal, dropout, record.with_weights, step.head_mask)
-            x, h = step.norm_cross(x, step.out(y))
+            x, h = step.norm_cross(x, step.out(y.view(rows, count, -1)))
             q = step.cross_q(h).view(inputs, -1, heads, head_dim).transpose(1, 2)
             k, v = cross_keys[index], cross_values[index]
             y, cross_weights = attention(q, k, v, cross_mask, False, dropout, record.with_weights, step.cross_head_mask)
@@ -185,6 +188,7 @@ class Decoder(DerivingModule):
             record.hidden_states.append(h)
         if cache is not None:
             cache.advance(count)
+            record.attentions = [cache.by_token(weights) for weights in record.attentions]
         return h
 
 

@@ -59,7 +59,7 @@ def blocked(weight: Tensor, bias: Tensor | None = None) -> Map:
 
 def _lay_out(one_row: bool, maps: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     weight = torch.cat([linear.weight.detach() for linear in maps])
-    biases = [linear.bias for linear in maps if linear.bias is not None]
+    biases = [linear.bias.detach() for linear in maps if linear.bias is not None]
     bias = torch.cat(biases) if biases else None
     if not one_row:
         return torch.ops.mkldnn._reorder_linear_weight(weight), bias

@@ -32,6 +32,9 @@ class PrefixCache:
     def reorder(self, rows: torch.Tensor) -> None:
         self.ids = self.ids[rows]
 
+    def separate(self) -> None:
+        """Every row has its tokens to itself already."""
+
     def keep(self, inputs: list[int]) -> None:
         self.encoded = self.encoded[inputs]
         self.ids = self.ids.unflatten(0, (-1, self.rows_per_input))[inputs].flatten(0, 1)
@@ -69,14 +72,28 @@ class Toy(GenerationMixin, nn.Module):
     def decode(self, input_ids: torch.Tensor, cache: DecoderCache, *_: Any) -> torch.Tensor:
         self.rows.append(len(input_ids))
         x = self.embed(input_ids)
-        keys, values = cache.append(0, self.key(x)[:, None], x[:, None])
+        mask = cache.mask(input_ids.shape[1])
+        new_keys, new_values = (new.view(cache.owners, 1, -1, DIM) for new in (self.key(x), x))
+        keys, values = cache.append(0, new_keys, new_values)
         cache.advance(input_ids.shape[1])
-        return self.after(x[:, -1], keys[:, 0], values[:, 0], cache.cross_keys[0][:, 0])
+        if mask is None:
+            return self.after(x[:, -1], keys[:, 0], values[:, 0], cache.cross_keys[0][:, 0])
+        assert input_ids.shape[1] == 1
+        return self.after(x[:, -1], keys[:, 0], values[:, 0], cache.cross_keys[0][:, 0], mask[:, 0])
 
-    def after(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
-        """Logits (rows, VOCABULARY) after the last token x (rows, DIM); beams of one input attend to it together."""
+    def after(
+        self,
+        x: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        audio: torch.Tensor,
+        mask: torch.Tensor | float = 0.0,
+    ) -> torch.Tensor:
+        """Logits (rows, VOCABULARY) after the last token x (rows, DIM). Beams of one input attend to it together, and
+        to their tokens where they share them."""
         heard = attend(x.unflatten(0, (len(audio), -1)), audio, audio).flatten(0, 1)
-        return 3 * self.head(attend(x[:, None], keys, values)[:, 0] + heard)
+        read = attend(x.unflatten(0, (len(keys), -1)), keys, values, mask).flatten(0, 1)
+        return 3 * self.head(read + heard)
 
 
 class UncachedToy(Toy):
@@ -90,6 +107,8 @@ class UncachedToy(Toy):
         return self.after(x[:, -1], self.key(x), x, cache.encoded)
 
 
-def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """(rows, n, DIM) queries of (rows, m, DIM) keys and values."""
-    return (queries @ keys.transpose(1, 2)).softmax(-1) @ values
+def attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """(rows, n, DIM) queries of (rows, m, DIM) keys and values, the mask added to the scores."""
+    return (queries @ keys.transpose(1, 2) + mask).softmax(-1) @ values

@@ -1,5 +1,6 @@
 """Moonshine's decoder, with the parameter names of transformers."""
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,7 +13,7 @@ from fastspeech.layers.derived import Derived
 from fastspeech.layers.linear import direct
 from fastspeech.layers.relaid import Map, Product
 from fastspeech.layers.residual import add_and_norm
-from fastspeech.layers.rotary import inverse_frequencies, rotation
+from fastspeech.layers.rotary import inverse_frequencies, joint_rotation, joint_turns
 from fastspeech.models.moonshine.config import MoonshineConfig
 
 
@@ -77,6 +78,7 @@ class MoonshineDecoder(Decoder):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.decoder_num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, bias=False)
         self._inv_freq = Derived()
+        self._turns = Derived()
 
     def cross_maps(self) -> list[nn.Linear]:
         cross = [layer.encoder_attn for layer in self._layers()]
@@ -86,16 +88,34 @@ class MoonshineDecoder(Decoder):
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None, past: int
     ) -> Entry:
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if position_ids is None:
-            position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         weight = self.norm.weight
         inv_freq = self._inv_freq.get((weight,), lambda: inverse_frequencies(self.config, self.head_dim, weight.device))
-        return Entry(x, self._layers()[0].input_layernorm(x), rotation(inv_freq, position_ids))
+        if position_ids is not None:
+            factors = self._turned(inv_freq, position_ids)
+        else:
+            factors = self._first_turns(inv_freq, past + x.shape[1])[:, past : past + x.shape[1]]
+        return Entry(x, self._layers()[0].input_layernorm(x), partial(joint_rotation, factors))
 
     def steps(self, product: Product | None = None) -> list[Step]:
         layers = self._layers()
         following = [*(layer.input_layernorm for layer in layers[1:]), self.norm]
         return [layer.step(norm, product) for layer, norm in zip(layers, following, strict=True)]
+
+    def _turned(self, inv_freq: Tensor, positions: Tensor) -> Tensor:
+        return joint_turns(inv_freq, positions, self.heads + self.kv_heads, self.kv_heads, self.head_dim)
+
+    def _first_turns(self, inv_freq: Tensor, count: int) -> Tensor:
+        """What turns by the positions from 0 on, `count` of them or more."""
+
+        def compute() -> Tensor:
+            # Twice as many, so that a run does not compute them at each step.
+            return self._turned(inv_freq, torch.arange(2 * count, device=inv_freq.device)[None])
+
+        found = self._turns.get((inv_freq,), compute)
+        if found.shape[1] < count:
+            self._turns.drop()
+            found = self._turns.get((inv_freq,), compute)
+        return cast(Tensor, found)
 
     def _layers(self) -> list[Layer]:
         return cast(list[Layer], list(self.layers))
