@@ -10,8 +10,14 @@ import tiny
 import torch
 from numpy.typing import NDArray
 
-from fastspeech import AudioError, QueueFullError, StreamEvent, StreamingError, StreamingTranscriber
-from fastspeech.models.kyutai_stt import KyutaiSpeechToTextForConditionalGeneration
+from fastspeech import (
+    AudioError,
+    KyutaiSpeechToTextForConditionalGeneration,
+    QueueFullError,
+    StreamEvent,
+    StreamingError,
+    StreamingTranscriber,
+)
 from fastspeech.models.kyutai_stt.words import WordChange, WordTracker
 
 Samples = NDArray[np.float32]

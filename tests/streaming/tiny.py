@@ -1,7 +1,7 @@
 """A Kyutai model with frames of the released models' length and little else, whose every token depends on all that its
 stream heard, and sounds in which there is something to hear."""
 
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,13 @@ import transformers
 from numpy.typing import NDArray
 from tiny_kyutai import CODEC, spread
 
-from fastspeech import Tokenizer
-from fastspeech.models.kyutai_stt import KyutaiSpeechToTextConfig, KyutaiSpeechToTextForConditionalGeneration
+from fastspeech import (
+    KyutaiSpeechToTextConfig,
+    KyutaiSpeechToTextFeatureExtractor,
+    KyutaiSpeechToTextForConditionalGeneration,
+    KyutaiSpeechToTextProcessor,
+    KyutaiSpeechToTextTokenizer,
+)
 from fastspeech.models.kyutai_stt.model import KyutaiState
 
 FRAME, RATE = 1920, 24000
@@ -76,15 +81,21 @@ def lively(made: Any) -> Any:
     return made
 
 
-def processor(delay: float = DELAY, prefix: float = PREFIX) -> SimpleNamespace:
+def processor() -> KyutaiSpeechToTextProcessor:
     backend = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({piece: i for i, piece in enumerate(PIECES)}, unk_token="<unk>")
     )
     backend.decoder = tokenizers.decoders.Sequence(
         [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(" ", 1, 0)]
     )
-    extractor = SimpleNamespace(sampling_rate=RATE, audio_delay_seconds=delay, audio_silence_prefix_seconds=prefix)
-    return SimpleNamespace(feature_extractor=extractor, tokenizer=Tokenizer(backend, unk_token="<unk>"))
+    extractor = KyutaiSpeechToTextFeatureExtractor(audio_delay_seconds=DELAY, audio_silence_prefix_seconds=PREFIX)
+    return KyutaiSpeechToTextProcessor(extractor, KyutaiSpeechToTextTokenizer(backend, unk_token="<unk>"))
+
+
+def save(folder: Path) -> Path:
+    model().save_pretrained(folder)
+    processor().save_pretrained(folder)
+    return folder
 
 
 def hf_extractor() -> transformers.KyutaiSpeechToTextFeatureExtractor:
