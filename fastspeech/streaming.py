@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastspeech.audio.check import check_samples
 from fastspeech.errors import QueueFullError, StreamingError
+from fastspeech.layers.linear import direct
 from fastspeech.models.kyutai_stt.words import WordChange, WordTracker
 
 MODEL_TYPE = "kyutai_speech_to_text"
@@ -112,6 +113,8 @@ class StreamingTranscriber:
         self._opened = 0
         device = model.device
         self._state = model.start(slots)
+        with torch.no_grad():
+            self._head = direct(model.lm_head)
         self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
         self._codes = torch.zeros(slots, config.num_codebooks, dtype=torch.int64, device=device)
 
@@ -212,22 +215,27 @@ class StreamingTranscriber:
     def _hear(self, streams: list["_Stream"]) -> list[list[float]]:
         """One step of the model for these streams: the token of each, and its probabilities of pauses."""
         model, delayed = self.model, self.alignment == "hf"
-        device = self._tokens.device
         frames = np.stack([stream.next_frame(self.frame_size, delayed) for stream in streams])
-        samples = torch.from_numpy(frames)[:, None].to(device)
-        rows, first = torch.tensor([(stream.row, stream.steps == 0) for stream in streams]).to(device).unbind(1)
+        samples = self._upload(torch.from_numpy(frames[:, None]))
+        places = [[stream.row for stream in streams], [stream.steps == 0 for stream in streams]]
+        rows, first = self._upload(torch.tensor(places)).unbind()
         codes = model.codec_model.encode_frames(samples, self._state.codec, rows)[..., 0]
         before = self._codes[rows]
         self._codes[rows] = codes
         # Either begins without a frame; then the original goes on with the second one, and transformers with the first.
         fed = before if delayed else torch.where(first.bool()[:, None], before, codes)
         hidden = model.step(self._tokens[rows], fed, self._state, rows)
-        logits = model.lm_head(hidden)
+        logits = self._head(hidden)
         # The last row of the head is no token of the original's: its weights are zeros.
         tokens = (logits if delayed else logits[:, :-1]).argmax(-1)
         self._tokens[rows] = tokens
         # In float64, which holds every token, it is one copy, and the only wait for the device.
         return torch.cat((tokens[:, None].double(), model.pause_probabilities(hidden).double()), 1).tolist()
+
+    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        device = self._tokens.device
+        # Of memory that is not pinned a copy would be waited for.
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
     def _tell(self, slot: int, stream: "_Stream", output: list[float] | None) -> list[StreamEvent]:
         """The events of a stream, whose step had this output if there was one."""

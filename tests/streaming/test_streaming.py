@@ -1,6 +1,7 @@
 """Streams: each as if alone, whatever the others do and however its audio comes."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -226,6 +227,22 @@ def test_one_step_serves_every_slot_that_has_a_frame(monkeypatch: pytest.MonkeyP
     assert batches == [4, 3, 1, 1]
     streams.push(slots[2], tiny.sound(1))
     assert {event.slot for event in streams.step()} == {2}
+
+
+@pytest.mark.gpu
+def test_a_step_waits_for_the_device_once() -> None:
+    streams = StreamingTranscriber(tiny.model().to("cuda"), tiny.processor(), 4)
+    for seed in range(3):
+        streams.push(streams.open(), tiny.sound(10 * FRAME, seed))
+    streams.step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            streams.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([warning for warning in caught if "synchroniz" in str(warning.message)]) == 1
 
 
 def test_faults_leave_every_slot_as_it_was() -> None:
