@@ -150,13 +150,15 @@ def _untie(model: "PretrainedModel", folder: Path, found: dict[str, StoredTensor
 
 
 def _headless(model: "PretrainedModel", missing: list[str], found: dict[str, StoredTensor]) -> set[str]:
-    """The modules of the head where a bare checkpoint is loaded into a model with one, else nothing."""
+    """The modules of the head where a bare checkpoint is loaded into a model with one, else nothing; nothing too where
+    they are more than a head, and no modules that can be initialised."""
     prefix = model.base_model_prefix + "."
     if not hasattr(model, model.base_model_prefix) or not found:
         return set()
     if any(name.startswith(prefix) for name in missing) or not all(name.startswith(prefix) for name in found):
         return set()
-    return {name.rpartition(".")[0] for name in missing}
+    modules = {name.rpartition(".")[0] for name in missing}
+    return modules if all(hasattr(model.get_submodule(name), "reset_parameters") for name in modules) else set()
 
 
 def _listed(names: list[str]) -> str:

@@ -403,7 +403,9 @@ class KyutaiSpeechToTextForConditionalGeneration(KyutaiGeneration, KyutaiSpeechT
         own = vars(model.generation_config)
         told = {name: own.pop(name) for name in list(own) if name.startswith(_CODEC)}
         codec = cast(GenerationConfig, model.codec_model.generation_config)
-        vars(codec).update({name.removeprefix(_CODEC): value for name, value in told.items()})
+        model.codec_model.generation_config = GenerationConfig(
+            **codec.to_dict() | {name.removeprefix(_CODEC): value for name, value in told.items()}
+        )
         return model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

@@ -43,6 +43,7 @@ def pair(
     theirs = stir(transformers.KyutaiSpeechToTextForConditionalGeneration(configs(name)[0]).eval())
     # What the conversion script writes. Without a cache transformers' codec forgets each window it has heard.
     theirs.generation_config.audio_window_size = 1
+    theirs.generation_config._from_model_config = False  # else it is not read back
     theirs.codec_model.generation_config.use_cache = True
     with TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
