@@ -29,14 +29,14 @@ struct Best {
   uint32_t entry;
 };
 
-// Entries that are read together; the last group of a range is filled up with its last entry.
+// Entries that are read together. The last group of a range is filled up with its last entry, whose repetitions are
+// never nearer than itself.
 struct Group {
   const float* entries[ENTRIES];
-  int64_t first, count;
+  int64_t first;
 
-  Group(const Codebooks& codebooks, int64_t level, int64_t first, int64_t end)
-      : first(first), count(std::min<int64_t>(ENTRIES, end - first)) {
-    for (int64_t e = 0; e < ENTRIES; ++e) entries[e] = codebooks.entry(level, first + std::min(e, count - 1));
+  Group(const Codebooks& codebooks, int64_t level, int64_t first, int64_t end) : first(first) {
+    for (int64_t e = 0; e < ENTRIES; ++e) entries[e] = codebooks.entry(level, std::min(first + e, end - 1));
   }
 };
 

@@ -69,7 +69,7 @@ TARGET __attribute__((noinline)) void compare(const float* residuals, const Grou
     for (int e = 0; e < ENTRIES; ++e) distances[e] = distance(squares[e], product[e]);
     // Seldom true: the distances stay in registers.
     if (std::min(std::min(distances[0], distances[1]), std::min(distances[2], distances[3])) < best[r].distance)
-      for (int64_t e = 0; e < group.count; ++e)
+      for (int e = 0; e < ENTRIES; ++e)
         if (distances[e] < best[r].distance) best[r] = {distances[e], static_cast<uint32_t>(group.first + e)};
   }
 }

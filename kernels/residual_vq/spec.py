@@ -95,10 +95,13 @@ SPEC = OpSpec(
         Case("one group", "ordinary", {"vectors": 9, "splits": (4,), "codes": 32, "dim": 16}),
         Case("odd sizes", "odd", {"vectors": 37, "splits": (2, 3), "codes": 83, "dim": 19}),
         Case("many vectors", "odd", {"vectors": 131, "splits": (1, 2), "codes": 70, "dim": 44}),
+        # So many entries in so few dimensions that a small error is soon a wrong code.
+        Case("many levels", "odd", {"vectors": 29, "splits": (1, 7), "codes": 509, "dim": 6}),
         Case("one vector", "edge", {"vectors": 1, "splits": (1, 2), "codes": 40, "dim": 24}),
         Case("one code", "edge", {"vectors": 3, "splits": (2,), "codes": 1, "dim": 5}),
         Case("one dimension", "edge", {"vectors": 5, "splits": (1, 1), "codes": 7, "dim": 1}),
         Case("every code twice", "edge", {"vectors": 21, "splits": (1, 2), "codes": 62, "dim": 24, "copies": 2}),
+        Case("two codes in turn", "edge", {"vectors": 5, "splits": (2,), "codes": 62, "dim": 24, "copies": 31}),
         # A residual of zero: what is left is to find the shortest entry.
         Case("vectors that are codes", "edge", {"vectors": 8, "splits": (3,), "codes": 9, "dim": 16, "on_codes": True}),
         # Mimi's quantiser as Kyutai STT uses it, a frame of one stream and of many.
