@@ -83,8 +83,11 @@ def build_model() -> CohereAsrForConditionalGeneration:
 
 
 def initialise(model: CohereAsrForConditionalGeneration) -> None:
-    """The library starts from PyTorch's defaults; here the embeddings are smaller, and the positions are the fixed
-    sinusoids of the released CohereAsr, so that a place never trained on is not noise."""
+    """PyTorch's defaults, but that the embeddings are smaller, and that the positions are the fixed sinusoids of the
+    released CohereAsr, so that a place never trained on is not noise."""
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
     decoder = model.get_decoder()
     nn.init.normal_(decoder.embed_tokens.weight, std=decoder.embed_tokens.embedding_dim**-0.5)
     decoder.pos_emb.weight.requires_grad_(False).copy_(sinusoids(*decoder.pos_emb.weight.shape))

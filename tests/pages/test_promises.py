@@ -140,3 +140,21 @@ def test_what_is_refused_is_refused_clearly(asked: str, tmp_path: Path) -> None:
     call, says, _ = REFUSED[asked]
     with pytest.raises((ValueError, RuntimeError), match=says):
         call(tmp_path)
+
+
+@pytest.mark.parametrize("made", [tiny_cohere.model, tiny_moonshine.model, tiny_speech_to_text.model])
+def test_a_new_model_has_the_spread_of_its_configuration(made: Any) -> None:
+    config = made().config
+    encoder = getattr(config, "encoder_config", None)
+    if encoder is not None:
+        encoder.initializer_range = 0.05
+    config.initializer_range = config.init_std = 0.5
+    model = type(made())(config)
+    for name, parameter in model.named_parameters():
+        narrow = encoder is not None and name.startswith("model.encoder")
+        if parameter.dim() > 1 and parameter.numel() > 400 and "bias" not in name:
+            assert parameter.std().item() == pytest.approx(0.05 if narrow else 0.5, rel=0.2), name
+        elif name.endswith(".bias"):
+            assert not parameter.any(), name
+    padding = model.get_input_embeddings().padding_idx
+    assert padding is None or not model.get_input_embeddings().weight[padding].any()

@@ -11,7 +11,6 @@ class ParakeetEncoderConfig(PretrainedConfig):
     """A FastConformer encoder (Rekesh et al. 2023).
 
     `max_position_embeddings` is kept for the file only: relative positions are computed for any length.
-    `initializer_range` likewise: a new model starts from PyTorch's defaults.
     """
 
     model_type = "parakeet_encoder"

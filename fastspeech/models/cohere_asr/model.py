@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
 from fastspeech.layers.decoder import Decoding
+from fastspeech.layers.initialise import initialise
 from fastspeech.layers.seq2seq import EncoderDecoder, WithHead, as_encoder_output
 from fastspeech.models.cohere_asr.config import CohereAsrConfig
 from fastspeech.models.cohere_asr.decoder import CohereAsrDecoder
@@ -31,6 +32,8 @@ class CohereAsrModel(EncoderDecoder, CohereAsrPreTrainedModel):
         super().__init__(config)
         self.encoder = ParakeetEncoder(config.encoder_config)
         self.decoder = CohereAsrDecoder(config)
+        initialise(self.encoder, config.encoder_config.initializer_range)
+        initialise(self.decoder, config.initializer_range)
 
     def forward(
         self,
@@ -114,6 +117,7 @@ class CohereAsrForConditionalGeneration(WithHead, GenerationMixin, CohereAsrPreT
         super().__init__(config)
         self.model = CohereAsrModel(config)
         self.proj_out = nn.Linear(config.hidden_size, config.vocab_size)
+        initialise(self.proj_out, config.initializer_range)
         self.tie_weights()
         self.decoder_positions = config.max_position_embeddings
 

@@ -18,8 +18,7 @@ class MoonshineConfig(PretrainedConfig):
     decoder with the encoder's heads, and neither version runs grouped ones.)
 
     Only the default rotary type exists here. `pad_head_dim_to_multiple_of` and `max_position_embeddings` are kept for
-    the file only: heads are computed as wide as they are, and positions for any length. `initializer_range` likewise: a
-    new model starts from PyTorch's defaults.
+    the file only: heads are computed as wide as they are, and positions for any length.
 
     Args:
         exact_batching: encode each clip of a padded batch as if it were alone. By default the padding takes part in the

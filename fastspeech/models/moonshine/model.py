@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
 from fastspeech.layers.decoder import Decoding
+from fastspeech.layers.initialise import initialise
 from fastspeech.layers.seq2seq import EncoderDecoder, WithHead, as_encoder_output
 from fastspeech.layers.specaugment import mask_features
 from fastspeech.models.moonshine.config import MoonshineConfig
@@ -31,6 +32,7 @@ class MoonshineModel(EncoderDecoder, MoonshinePreTrainedModel):
         super().__init__(config)
         self.encoder = MoonshineEncoder(config)
         self.decoder = MoonshineDecoder(config)
+        initialise(self, config.initializer_range)
 
     def _mask_input_features(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """SpecAugment of features (B, channels, T); see `mask_features`. In evaluation mode nothing is masked.
@@ -127,6 +129,7 @@ class MoonshineForConditionalGeneration(WithHead, GenerationMixin, MoonshinePreT
         super().__init__(config)
         self.model = MoonshineModel(config)
         self.proj_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        initialise(self.proj_out, config.initializer_range)
         self.tie_weights()
 
     def forward(

@@ -1,7 +1,6 @@
 """What Speech2Text's encoder and decoder share, with the parameter names of transformers."""
 
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +68,8 @@ class SinusoidalPositions(nn.Module):
             self.weights = self._table(rows + rows // 2).to(self.weights)
         if valid is None:
             return self.weights[rows - count : rows][None].to(like.dtype)
+        if count == 1:
+            return (self.weights[rows - 1] * valid[..., None]).to(like.dtype)
         numbers = (valid.cumsum(1) + past) * valid + self.padding
         return F.embedding(numbers, self.weights).to(like.dtype)
 
@@ -80,15 +81,3 @@ class SinusoidalPositions(nn.Module):
         table = F.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, self.width % 2))
         table[self.padding] = 0
         return table
-
-
-def initialise(module: nn.Module, std: float) -> None:
-    """Weights of a new model: normal with that deviation, biases and the padding's embedding 0."""
-    for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Conv1d, nn.Embedding)):
-            nn.init.normal_(part.weight, 0.0, std)
-        if isinstance(part, (nn.Linear, nn.Conv1d)) and part.bias is not None:
-            nn.init.zeros_(part.bias)
-        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
-            with torch.no_grad():
-                cast(Tensor, part.weight)[part.padding_idx].zero_()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
 from fastspeech.layers.decoder import Decoding
+from fastspeech.layers.initialise import initialise
 from fastspeech.layers.seq2seq import EncoderDecoder, WithHead, as_encoder_output
-from fastspeech.models.speech_to_text.blocks import initialise
 from fastspeech.models.speech_to_text.config import Speech2TextConfig
 from fastspeech.models.speech_to_text.decoder import Speech2TextDecoder
 from fastspeech.models.speech_to_text.encoder import Speech2TextEncoder

@@ -87,11 +87,9 @@ def test_dropouts_and_layer_drop_act_in_training_only() -> None:
         ("encoder", "layerdrop"),
         ("decoder", "attention_dropout"),
     ):
-        changed = dict(values)
-        if where == "encoder":
-            changed["encoder_config"] = values["encoder_config"] | {field: 0.5}
-        else:
-            changed[field] = 0.5
+        encoder = values["encoder_config"] | {"initializer_range": 0.3}
+        changed = values | {"initializer_range": 0.3, "encoder_config": encoder}
+        (encoder if where == "encoder" else changed)[field] = 0.5
         torch.manual_seed(0)
         model = CohereAsrForConditionalGeneration(CohereAsrConfig(**changed))
         inputs = audio(model) | {"decoder_input_ids": tokens(3, 6)}
