@@ -19,6 +19,11 @@ class PretrainedConfig:
     again, so nothing of a foreign config.json is lost. A field that holds another configuration is built from its
     dictionary by the subclass.
 
+    Args:
+        attn_implementation: "eager" or "sdpa", which are served alike: attention is one op here, fused where nothing
+            needs its weights; with `output_attentions` they are computed and returned. Another implementation is not at
+            hand, and an error. It is no part of the file.
+
     Attributes:
         model_type: the name under which config.json announces this configuration.
         attribute_map: other names of a field, `{alias: field}`, for reading and setting.
@@ -37,8 +42,10 @@ class PretrainedConfig:
         return_dict: bool = True,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        attn_implementation: str | None = None,
         **kwargs: Any,
     ) -> None:
+        check_attention(attn_implementation)
         # transformers 4 wrote `torch_dtype`, 5 writes `dtype`
         self.dtype = parse_dtype(dtype if dtype is not None else torch_dtype)
         self.architectures = architectures
@@ -143,6 +150,12 @@ class PretrainedConfig:
 
 _NOT_KEPT = frozenset({"model_type", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash"})
 """Fields that say who wrote the file or where it lay, which would be wrong in the next file."""
+
+
+def check_attention(implementation: str | None) -> None:
+    """Raise ValueError for an implementation of attention that there is not."""
+    if implementation not in (None, "eager", "sdpa"):
+        raise ValueError(f"attn_implementation must be 'eager' or 'sdpa', got {implementation!r}")
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from fastspeech.checkpoints.config import PretrainedConfig
+from fastspeech.checkpoints.config import PretrainedConfig, check_attention
 from fastspeech.checkpoints.files import blaming, inside, locate
 from fastspeech.checkpoints.loading import choose_device, choose_dtype, fill
 from fastspeech.checkpoints.weights import StoredTensor, open_weights, save_weights
@@ -111,9 +111,7 @@ class PretrainedModel(nn.Module):
                 first floating tensor.
             torch_dtype: former name of `dtype`.
             device_map: "auto" for the GPU where there is one, a device, or `{"": device}`. None: the CPU.
-            attn_implementation: "eager" or "sdpa", which are served alike: attention is one op here, fused where
-                nothing needs its weights, and with `output_attentions` they are computed and returned. Another
-                implementation is not at hand, and an error.
+            attn_implementation: "eager" or "sdpa", which are served alike; see `PretrainedConfig`.
             use_safetensors: True: refuse a checkpoint that has only .bin files. By default those serve too, where there
                 is no other, read as tensors and no code.
             low_cpu_mem_usage: without effect: memory is taken once, for what is loaded.
@@ -128,8 +126,7 @@ class PretrainedModel(nn.Module):
             CheckpointError: anything wrong in the checkpoint; the message names it. Raised before memory is taken.
             ValueError: wrong arguments.
         """
-        if attn_implementation not in (None, "eager", "sdpa"):
-            raise ValueError(f"attn_implementation must be 'eager' or 'sdpa', got {attn_implementation!r}")
+        check_attention(attn_implementation)
         if use_safetensors is False:
             raise ValueError("use_safetensors=False: safetensors files go before .bin files wherever there are both")
         folder = locate(

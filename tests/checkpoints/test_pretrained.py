@@ -304,6 +304,9 @@ def test_attention_implementations(checkpoint):
         assert not hasattr(model.config, "attn_implementation")
     with pytest.raises(ValueError, match="'eager' or 'sdpa', got 'flash_attention_2'"):
         ToyWithHead.from_pretrained(checkpoint, attn_implementation="flash_attention_2")
+    assert "attn_implementation" not in ToyConfig(attn_implementation="eager").to_dict()
+    with pytest.raises(ValueError, match="got 'flex_attention'"):
+        ToyConfig(attn_implementation="flex_attention")
 
 
 def test_a_kind_of_weights_can_be_asked_for(checkpoint):
