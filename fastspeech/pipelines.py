@@ -38,6 +38,9 @@ _FAR_FROM_ASCII = frozenset({"ar", "ja", "ko", "uk", "vi", "zh"})
 
 _PROMPT_OPTIONS = ("language", "punctuation")
 
+LISTENER = "kyutai_speech_to_text"
+"""The type of model that has no encoder, and hears as it writes."""
+
 Progress = Callable[[float, float], None]
 
 
@@ -121,7 +124,8 @@ def _device(device: Any) -> torch.device:
 class _Chunk:
     """A piece of a recording that the model hears at once; `index` is None where it is all of it.
 
-    `said`: the tokens of the text alone, their `probabilities`, and their `costs` of alignment, where asked for.
+    `said`: the tokens of the text alone, their `probabilities`, and their `costs` of alignment or, where the model
+    tells when it wrote them, the `words`, where asked for.
     """
 
     index: int | None
@@ -132,6 +136,7 @@ class _Chunk:
     said: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     costs: np.ndarray | None = None
+    words: list[Word] = field(default_factory=list)
 
 
 @dataclass
@@ -338,6 +343,9 @@ class AutomaticSpeechRecognitionPipeline:
         self, chunks: list[_Chunk], prompt: dict[str, Any], options: dict[str, Any], details: tuple[bool, bool]
     ) -> None:
         """Fills in the tokens of one batch, and what is asked for of words (details[0]) and confidence (details[1])."""
+        if getattr(getattr(self.model, "config", None), "model_type", None) == LISTENER:
+            self._listen(chunks, options, details)
+            return
         if "device" in inspect.signature(self.processor.feature_extractor.__call__).parameters:
             prompt = {"device": self.model.device, **prompt}
         inputs = self.processor(
@@ -368,6 +376,17 @@ class AutomaticSpeechRecognitionPipeline:
             chunk.said = list(takewhile(lambda token: token not in ends, new))
         if any(details):
             self._read_again(chunks, inputs, rows, first, with_words=details[0])
+
+    def _listen(self, chunks: list[_Chunk], options: dict[str, Any], details: tuple[bool, bool]) -> None:
+        """As `_decode`, with a model that writes a token for each frame of audio it hears."""
+        from fastspeech.models.kyutai_stt.recordings import write_down
+
+        if self.max_tokens_per_second < math.inf:
+            raise ValueError("max_tokens_per_second: this model writes a token for each frame of audio, and no more")
+        clips = [chunk.samples for chunk in chunks]
+        for chunk, found in zip(chunks, write_down(self.model, self.processor, clips, options, *details), strict=True):
+            chunk.ids, chunk.cut, chunk.words = found.tokens, found.cut, found.words
+            chunk.said, chunk.probabilities = found.said, found.probabilities
 
     @torch.no_grad()
     def _read_again(
@@ -459,7 +478,7 @@ class AutomaticSpeechRecognitionPipeline:
 
     def _words(self, chunk: _Chunk) -> tuple[Word, ...]:
         if chunk.costs is None:
-            return ()
+            return tuple(chunk.words)
         start, seconds = chunk.start / self._rate, len(chunk.samples) / self._rate
 
         def decode(ids: list[int]) -> str:

@@ -10,7 +10,7 @@ last takes a frame for each of its tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fastspeech.words import word_spans
@@ -33,11 +33,12 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True)
 class TimedWord:
-    """A word and its times in seconds."""
+    """A word, its times in seconds, and the steps that wrote it."""
 
     text: str
     start: float
     end: float
+    steps: tuple[int, ...] = field(default=(), compare=False)
 
 
 def offline_words(tokens: Sequence[int], decode: Decode, frame_rate: float, offset: float) -> list[TimedWord]:
@@ -62,14 +63,16 @@ def offline_words(tokens: Sequence[int], decode: Decode, frame_rate: float, offs
         end: float = len(tokens) if last else marks[number]
         if last and _END in tokens[first:]:
             end = tokens.index(_END, first)
-        pieces = [token for token in tokens[first : int(end)] if token >= PIECES_FROM]
+        places = [place for place in range(first, int(end)) if tokens[place] >= PIECES_FROM]
+        pieces = [tokens[place] for place in places]
         if last and end == len(tokens):
             end = min(end, first + max(_LAST_WORD_S * frame_rate, len(pieces)))
         spans = word_spans(pieces, decode)
         behind = [first + begin for _, begin, _ in spans[1:]]
-        for (word, begin, _), until in zip(spans, [*behind, end], strict=False):
+        for (word, begin, stop), until in zip(spans, [*behind, end], strict=False):
             start = max(0.0, (first + begin) / frame_rate - offset)
-            words.append(TimedWord(word, start, max(0.0, until / frame_rate - offset)))
+            steps = tuple(places[begin:stop])
+            words.append(TimedWord(word, start, max(0.0, until / frame_rate - offset), steps))
     return words
 
 
