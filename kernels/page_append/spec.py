@@ -110,7 +110,7 @@ SPEC = OpSpec(
         _case("ragged prefill", "ordinary", 9, 2, 16, 4, 1, 7, columns=4, counts=(9, 5), pairs=4, interleaved=True),
         _case("moves only", "ordinary", 4, 3, 24, 48, 1, 90),
         _case("head of 36", "odd", 5, 3, 36, 11, 37, 6, 110, columns=3, pairs=16, interleaved=True, counts=(5, 1, 4)),
-        _case("head of 9", "odd", 3, 5, 9, 7, 12, 4, pairs=4),
+        _case("head of 9", "odd", 3, 5, 9, 7, 12, 4, pairs=4, interleaved=True),
         _case("a prompt of 37", "odd", 37, 1, 20, 5, 9, columns=9, pairs=7),
         _case("idle rows", "edge", 2, 2, 16, 16, -1, 6, -1, pairs=8),
         _case("all rows idle", "edge", 1, 2, 16, 16, -1, -3, columns=2, pairs=8),

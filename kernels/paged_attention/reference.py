@@ -23,11 +23,16 @@ def paged_attention(
     at = positions[:, None] + torch.arange(tokens, device=q.device)
     if inv_freq is not None:
         q = rotate(q, turns(inv_freq, at), interleaved)
-    keys, values = (_of_rows(pages, table) for pages in (key_pages, value_pages))
-    kv_heads, slots = keys.shape[1:3]
+    kv_heads, page_size = key_pages.shape[1:3]
+    slots = reach = page_size * (1 if table is None else table.shape[1])
+    # On the CPU values can be looked at: slots that no row has come to need not be read.
+    eager = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager and len(positions):
+        reach = max(1, min(slots, int(positions.max()) + tokens))
+    keys, values = (_of_rows(pages, table, reach) for pages in (key_pages, value_pages))
     # What a slot holds is the row's last position that falls into it.
     last = positions[:, None] + tokens - 1
-    held = last - (last - torch.arange(slots, device=q.device)) % slots
+    held = last - (last - torch.arange(keys.shape[2], device=q.device)) % slots
     seen = (held >= 0)[:, None].expand(-1, tokens, -1)
     if causal:
         seen = seen & (held[:, None] <= at[:, :, None]) & (positions >= 0)[:, None, None]
@@ -45,16 +50,17 @@ def paged_attention(
         return out.masked_fill(~seen.any(-1, keepdim=True), 0)
 
     # A weight of 0 keeps out what nobody sees as long as that is finite. To clear it copies the pages, which takes
-    # longer than to attend to them; where the result can be looked at, that is left for when it shows to be needed.
-    hasty = q.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    # longer than to attend to them, and is left for when it shows to be needed.
+    hasty = eager and not torch.is_grad_enabled()
     out = attend(keys, values) if hasty else None
     if out is None or not out.isfinite().all():
         out = attend(*(side.masked_fill(unseen, 0) for side in (keys, values)))
     return out.unflatten(2, (tokens, group)).transpose(1, 2).flatten(2, 3).contiguous()
 
 
-def _of_rows(pages: Tensor, table: Tensor | None) -> Tensor:
-    """The slots of each row in a line: (rows, kv_heads, slots, head_dim)."""
+def _of_rows(pages: Tensor, table: Tensor | None, reach: int) -> Tensor:
+    """The first `reach` slots of each row in a line, or up to a page more: (rows, kv_heads, slots, head_dim)."""
     if table is None:
-        return pages
+        return pages[:, :, :reach]
+    table = table[:, : -(-reach // pages.shape[2])]
     return pages[table.clamp(0, len(pages) - 1)].transpose(1, 2).flatten(2, 3)
