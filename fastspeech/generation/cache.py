@@ -38,17 +38,18 @@ class DecoderCache:
         rows_per_input: int = 1,
         cross_lengths: Tensor | None = None,
     ) -> None:
-        layers, inputs, self._heads, _, head_dim = cross_keys.shape
+        layers, inputs, heads, _, head_dim = cross_keys.shape
         self.length = 0
         self.rows_per_input = rows_per_input
         self.cross_lengths = cross_lengths
         self._hold_cross(cross_keys, cross_values)
         rows = inputs * rows_per_input
         self._table: Tensor | None = None  # (rows, length) int64, the place of each token in its utterance's memory
+        self._next: Tensor | None = None  # the table with the tokens that are being read
         self._used = 0  # places
         self._sweep_at = 0
-        # What a token leaves behind in a layer lies together: (layers, owners, places, keys and values, head_dim).
-        self._hold_self(cross_keys.new_empty(layers, rows, capacity, 2 * self._heads, head_dim))
+        # (layers, owners, heads of keys and then of values, places, head_dim)
+        self._hold_self(cross_keys.new_empty(layers, rows, 2 * heads, capacity, head_dim))
 
     @property
     def inputs(self) -> int:
@@ -68,7 +69,7 @@ class DecoderCache:
     @property
     def capacity(self) -> int:
         """Places that each owner has."""
-        return self._self.shape[2]
+        return self._self.shape[3]
 
     def get_seq_length(self) -> int:
         """`length`, under the name transformers' caches give it."""
@@ -98,13 +99,13 @@ class DecoderCache:
         places with theirs); None where each row owns its memory."""
         if self._table is None:
             return None
-        unseen = torch.full_like(self._self[0, 0, 0, 0, 0], -torch.inf)
-        past = unseen.expand(self.rows, self._used).scatter(1, self._table, 0.0)
-        past = past.view(self.inputs, self.rows_per_input, 1, -1).expand(-1, -1, tokens, -1).flatten(1, 2)
-        beams = torch.eye(self.rows_per_input, dtype=torch.bool, device=past.device)
-        own = beams.kron(beams.new_ones(tokens, tokens).tril())
-        new = torch.where(own, 0.0, unseen).expand(self.inputs, -1, -1)
-        return torch.cat((past, new), 2)[:, None]
+        self._next = table = self._longer(tokens)
+        end = self._used + self.rows_per_input * tokens
+        mask = self._self.new_full((self.rows, tokens, end), -torch.inf)
+        # A token sees those before it and itself.
+        seen = mask.new_zeros(table.shape[1]) if tokens == 1 else mask[0, :, : table.shape[1]].triu(self.length + 1)
+        mask.scatter_(2, table[:, None].expand(-1, tokens, -1), seen.expand(self.rows, tokens, -1))
+        return mask.view(self.inputs, 1, -1, end)
 
     def by_token(self, weights: Tensor) -> Tensor:
         """Attention weights (owners, heads, queries, places) as (rows, heads, n, tokens), n the queries of each row,
@@ -120,10 +121,8 @@ class DecoderCache:
         if self._table is None:
             self._used = self.length
             return
-        end = self._used + self.rows_per_input * tokens
-        new = torch.arange(self._used, end, device=self._table.device).view(self.rows_per_input, tokens)
-        self._table = torch.cat((self._table, new.repeat(self.inputs, 1)), 1)
-        self._used = end
+        self._table, self._next = self._longer(tokens) if self._next is None else self._next, None
+        self._used += self.rows_per_input * tokens
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
@@ -145,7 +144,7 @@ class DecoderCache:
 
     def keep(self, inputs: list[int]) -> None:
         """Hold only these utterances, in this order. Only those whose place changes are moved."""
-        by_input = self._self.unflatten(1, (self.inputs, -1)).narrow(3, 0, self._used)
+        by_input = self._self.unflatten(1, (self.inputs, -1)).narrow(4, 0, self._used)
         moves = [(source, target) for target, source in enumerate(inputs) if source != target]
         if moves:
             source, target = torch.tensor(moves, device=self._self.device).T
@@ -165,23 +164,20 @@ class DecoderCache:
         if self._table is None:
             return
         table, self._table = self._table, None
-        first = torch.arange(self.inputs, device=table.device).repeat_interleave(self.rows_per_input) * self.capacity
-        own = self._self.flatten(1, 2).index_select(1, (first[:, None] + table).flatten())
+        owned = zip(table.unflatten(0, (self.inputs, -1)), self._self.unbind(1), strict=True)
+        rows = [held.index_select(2, places) for beams, held in owned for places in beams]
         self._used = self.length
-        self._hold_self(own.unflatten(1, (self.rows, -1)))
+        self._hold_self(torch.stack(rows, 1))
 
     def _share(self) -> None:
         """Put the rows of each utterance side by side in one memory."""
-        rows, beams = self.rows, self.rows_per_input
-        held = self._self[:, :, : self.length].unflatten(1, (-1, beams)).flatten(2, 3)
-        shared = held.new_empty(
-            (*held.shape[:2], max(self.capacity, held.shape[2]) + _STEPS_BETWEEN_SWEEPS * beams, *held.shape[3:])
-        )
-        shared[:, :, : held.shape[2]] = held
-        table = torch.arange(beams * self.length, device=held.device).view(beams, -1)
-        self._table = table.repeat(rows // beams, 1)
-        self._used = held.shape[2]
-        self._hold_self(shared)
+        inputs, beams = self.inputs, self.rows_per_input
+        held = self._self[..., : self.length, :].unflatten(1, (inputs, beams)).transpose(2, 3).flatten(3, 4)
+        capacity = max(self.capacity, beams * self.length) + _STEPS_BETWEEN_SWEEPS * beams
+        self._table = torch.arange(beams * self.length, device=held.device).view(beams, -1).repeat(inputs, 1)
+        self._used = beams * self.length
+        self._hold_self(held.new_empty((*held.shape[:3], capacity, held.shape[4])))
+        self._self[..., : self._used, :] = held
 
     def _sweep(self) -> None:
         """Close up the places that no row refers to."""
@@ -190,21 +186,26 @@ class DecoderCache:
         self._table = (alive.cumsum(1) - 1).gather(1, table).view(self.rows, -1)
         most = int(alive.sum(1).max())
         sources = alive.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-        sources = sources + torch.arange(self.inputs, device=table.device)[:, None] * self.capacity
-        swept = self._self.flatten(1, 2).index_select(1, sources.flatten())
-        self._self[:, :, :most] = swept.unflatten(1, (self.inputs, most))
+        for held, source in zip(self._self.unbind(1), sources, strict=True):
+            held[:, :, :most] = held.index_select(2, source)
         self._used = most
         self._sweep_at = most + _STEPS_BETWEEN_SWEEPS * self.rows_per_input
         self._viewed = (-1, -1)
+
+    def _longer(self, tokens: int) -> Tensor:
+        """The table with `tokens` further tokens of every row."""
+        end = self._used + self.rows_per_input * tokens
+        new = torch.arange(self._used, end, device=self._self.device).view(self.rows_per_input, tokens)
+        return torch.cat((self._places(), new.repeat(self.inputs, 1)), 1)
 
     def _places(self) -> Tensor:
         assert self._table is not None
         return self._table
 
     def _grow(self, capacity: int) -> None:
-        grown = self._self.new_empty((*self._self.shape[:2], capacity, *self._self.shape[3:]))
-        grown[:, :, : self._used] = self._self[:, :, : self._used]
-        self._hold_self(grown)
+        held = self._self[..., : self._used, :]
+        self._hold_self(held.new_empty((*held.shape[:3], capacity, held.shape[4])))
+        self._self[..., : self._used, :] = held
 
     # Views of each layer are made for all layers at once, for a step needs four of them a layer.
 
@@ -217,9 +218,8 @@ class DecoderCache:
         self._viewed = (-1, -1)
 
     def _view(self, end: int) -> None:
-        by_head = self._self.narrow(2, 0, end).transpose(2, 3)
-        keys, values = by_head.chunk(2, 2)
+        keys, values = self._self.narrow(3, 0, end).chunk(2, 2)
         self._keys, self._values = keys.unbind(0), values.unbind(0)
-        keys, values = by_head.narrow(3, self._used, end - self._used).chunk(2, 2)
-        self._new_keys, self._new_values = keys.unbind(0), values.unbind(0)
+        new_keys, new_values = (side.narrow(3, self._used, end - self._used) for side in (keys, values))
+        self._new_keys, self._new_values = new_keys.unbind(0), new_values.unbind(0)
         self._viewed = (self._used, end)

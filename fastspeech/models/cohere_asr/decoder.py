@@ -104,7 +104,7 @@ class CohereAsrDecoder(Decoder):
         else:
             x = x + self.pos_emb(position_ids)
         x = self.embedding_layernorm(x)
-        return Entry(x, self._layers()[0].input_layernorm(x))
+        return Entry(x, cast(Layer, self.layers[0]).input_layernorm(x))
 
     def steps(self, product: Product | None = None) -> list[Step]:
         layers = self._layers()

@@ -94,7 +94,7 @@ class MoonshineDecoder(Decoder):
             factors = self._turned(inv_freq, position_ids)
         else:
             factors = self._first_turns(inv_freq, past + x.shape[1])[:, past : past + x.shape[1]]
-        return Entry(x, self._layers()[0].input_layernorm(x), partial(joint_rotation, factors))
+        return Entry(x, cast(Layer, self.layers[0]).input_layernorm(x), partial(joint_rotation, factors))
 
     def steps(self, product: Product | None = None) -> list[Step]:
         layers = self._layers()

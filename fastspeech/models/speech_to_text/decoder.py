@@ -96,7 +96,7 @@ class Speech2TextDecoder(Decoder):
             valid = input_ids != self.config.pad_token_id
             x = torch.add(self.embed_positions(valid, x.shape[1], past, x), x, alpha=self.scale)
         x = F.dropout(x, self.config.dropout, self.training)
-        return Entry(x, self._norms()[0](x))
+        return Entry(x, cast(Layer, self.layers[0]).self_attn_layer_norm(x))
 
     def steps(
         self,
