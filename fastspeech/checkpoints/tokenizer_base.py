@@ -26,7 +26,8 @@ class TokenizerBase:
     sep, pad, cls, mask); None where the tokenizer has none.
 
     Args:
-        additional_special_tokens: special tokens without a role, such as "<|en|>".
+        additional_special_tokens: special tokens without a role, such as "<|en|>"; transformers 5 calls them
+            `extra_special_tokens`.
         model_max_length: length that `truncation=True` cuts to where no `max_length` is given.
         padding_side: "right" or "left".
         clean_up_tokenization_spaces: whether `decode` removes the space before punctuation.
@@ -39,6 +40,7 @@ class TokenizerBase:
         self,
         *,
         additional_special_tokens: Sequence[str] = (),
+        extra_special_tokens: Sequence[str] = (),
         model_max_length: int | None = None,
         padding_side: str = "right",
         clean_up_tokenization_spaces: bool = False,
@@ -49,7 +51,7 @@ class TokenizerBase:
         self.model_max_length = model_max_length
         self.padding_side = padding_side
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.additional_special_tokens = list(additional_special_tokens)
+        self.additional_special_tokens = list(dict.fromkeys([*additional_special_tokens, *extra_special_tokens]))
         for role in ROLES:
             setattr(self, role, roles.pop(role, None))
         self._settings = roles
@@ -123,6 +125,11 @@ class TokenizerBase:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         token = getattr(self, role)
         return None if token is None else self._id_of(token)
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """`additional_special_tokens` by the name that transformers 5 has for them."""
+        return self.additional_special_tokens
 
     @property
     def special_tokens_map(self) -> dict[str, str]:

@@ -67,6 +67,7 @@ class CohereAsrProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         is_split_into_words: bool = False,
         text_kwargs: dict[str, Any] | None = None,
+        audio_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """The inputs of the model for one clip or a list of them, all in one language.
@@ -81,7 +82,7 @@ class CohereAsrProcessor(ProcessorMixin):
             sampling_rate: of the clips, in Hz; it is compared with the model's. A warning where it is not given.
             return_tensors: "pt" or "np".
             text_kwargs: options of the tokenizer.
-            **kwargs: options of the feature extractor.
+            audio_kwargs, **kwargs: options of the feature extractor.
 
         Returns:
             What the feature extractor returns, decoder_input_ids (rows, 10) int64, and where `text` is given labels
@@ -98,13 +99,12 @@ class CohereAsrProcessor(ProcessorMixin):
         prompt = self.get_decoder_prompt_ids(language, punctuation)
         single = isinstance(audio, (np.ndarray, torch.Tensor))
         clips = [_mono(clip, f"audio {i}") for i, clip in enumerate([audio] if single else as_clips(audio))]
-        inputs = self.feature_extractor(clips, sampling_rate=sampling_rate, **kwargs)
+        inputs = self.feature_extractor(clips, sampling_rate=sampling_rate, **kwargs, **(audio_kwargs or {}))
         device = inputs["input_features"].device
         inputs["decoder_input_ids"] = torch.tensor([prompt] * len(inputs["input_features"]), device=device)
         if text is not None:
             options: dict[str, Any] = {"padding": True, "padding_side": "right", "add_special_tokens": False}
-            options |= text_kwargs or {}
-            options["is_split_into_words"] = is_split_into_words
+            options |= {"is_split_into_words": is_split_into_words} | (text_kwargs or {})
             ids = self.tokenizer([text] if isinstance(text, str) else text, return_tensors="pt", **options)
             inputs["labels"] = ids["input_ids"].to(device)
         return inputs.convert_to_tensors(return_tensors, skip_tensor_conversion=("audio_chunk_index",))

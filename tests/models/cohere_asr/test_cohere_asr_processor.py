@@ -67,6 +67,17 @@ def test_prompts(ours: Any, theirs: Any, language: str, punctuation: bool) -> No
     assert rows.tolist() == [found]
 
 
+def test_options_of_either_side(ours: Any, theirs: Any) -> None:
+    """In one dictionary for each, as in transformers."""
+    batch = [noise(4000), noise(6000, 1)]
+    asked: dict[str, Any] = {"language": "de", "text": ["ab", "c"], "sampling_rate": 16000}
+    asked["text_kwargs"] = {"add_special_tokens": False, "padding_side": "left"}
+    asked["audio_kwargs"] = {"padding": "max_length", "max_length": 8000}
+    found, expected = ours(batch, **asked), theirs(batch, **asked)
+    assert found["input_features"].shape == expected["input_features"].shape == (2, 51, 16)
+    assert torch.equal(found["labels"], expected["labels"])
+
+
 def test_arguments_by_position(ours: Any) -> None:
     by_name = ours(
         audio=noise(4000), language="en", text="ab", punctuation=False, sampling_rate=16000, return_tensors="np"

@@ -87,6 +87,17 @@ def test_methods_of_the_page(both: Any, tmp_path: Path) -> None:
         ours.save_vocabulary(tmp_path / "nowhere")
 
 
+def test_either_name_of_the_tokens_without_a_role(tmp_path: Path) -> None:
+    files = save_vocabulary(tmp_path)
+    old = Speech2TextTokenizer(**files, lang_codes="mustc", additional_special_tokens=["<noise>"])
+    new = Speech2TextTokenizer(**files, lang_codes="mustc", extra_special_tokens=["<noise>"])
+    theirs = transformers.Speech2TextTokenizer(**files, lang_codes="mustc", extra_special_tokens=["<noise>"])
+    assert new.extra_special_tokens == new.additional_special_tokens == old.extra_special_tokens
+    assert new("a<noise>")["input_ids"] == old("a<noise>")["input_ids"] == theirs("a<noise>")["input_ids"]
+    new.save_pretrained(tmp_path / "new")
+    assert Speech2TextTokenizer.from_pretrained(tmp_path / "new").get_vocab() == old.get_vocab()
+
+
 def test_texts_split_into_words(both: Any) -> None:
     theirs, ours = both
     for text in (["hello", "world"], [["hello", "a </s> b"], ["MISTER"]]):
