@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastspeech.kernels import checks
+from fastspeech.kernels.dispatch import Implementation
 from fastspeech.kernels.op import Op
 from fastspeech.kernels.rope_attention.reference import rope_attention as _reference
 
@@ -26,7 +27,19 @@ def _fake(
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-_op = Op(_reference, _fake, ())
+def _triton_limits(q: Tensor, *rest: object) -> str | None:
+    if q.element_size() > 4:
+        return "float64 is served by the reference"
+    if q.shape[3] > 256:
+        return f"head dim {q.shape[3]}, at most 256 fit a tile"
+    return None
+
+
+_op = Op(
+    _reference,
+    _fake,
+    (Implementation("triton", "fastspeech.kernels.rope_attention.triton", _triton_limits),),
+)
 
 
 def rope_attention(

@@ -24,14 +24,15 @@ def _inputs(
     kv_heads: int | None = None,
     lengths: tuple[int, ...] | None = None,
     positions: bool = False,
+    first: int = 0,
     **flags: Any,
 ) -> dict[str, Any]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     def stepping(tokens: int) -> Tensor:
-        """Positions that ascend by 1 to 3, different in each row."""
-        return torch.randint(1, 4, (batch, tokens), generator=generator).cumsum(1)
+        """Positions behind `first` that ascend by 1 to 3, different in each row."""
+        return first + torch.randint(1, 4, (batch, tokens), generator=generator).cumsum(1)
 
     queries, kv_heads = frames if queries is None else queries, heads if kv_heads is None else kv_heads
     return {
@@ -103,6 +104,11 @@ SPEC = OpSpec(
         _case("head of 9", "odd", 2, 11, 3, 9, pairs=4, kv_heads=1, lengths=(7, 11), causal=True),
         _case("fewer queries", "odd", 2, 29, 3, 12, queries=5, pairs=5, causal=True, lengths=(29, 27)),
         _case("windowed rows", "odd", 3, 33, 2, 20, queries=9, pairs=7, causal=True, window=3, lengths=(33, 30, 26)),
+        _case("more queries", "odd", 1, 5, 2, 12, queries=41, pairs=6, causal=True, interleaved=False),
+        # Wide enough for tiles of keys that no edge of it crosses.
+        _case("a wide window", "odd", 1, 201, 1, 16, pairs=3, causal=True, window=150),
+        _case("late positions", "odd", 2, 19, 1, 14, pairs=7, positions=True, first=30000),
+        _case("a step", "edge", 2, 21, 6, 12, queries=1, kv_heads=2, pairs=5, interleaved=False, causal=True),
         _case("one query", "edge", 3, 17, 4, 36, queries=1, pairs=16, positions=True, lengths=(17, 1, 9)),
         _case("one key", "edge", 2, 1, 2, 16, pairs=8, causal=True),
         _case("an empty row", "edge", 3, 17, 2, 16, pairs=8, lengths=(17, 0, 1)),
