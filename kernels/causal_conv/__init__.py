@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastspeech.kernels import checks
 from fastspeech.kernels.causal_conv.reference import causal_conv as _reference
+from fastspeech.kernels.dispatch import Implementation
 from fastspeech.kernels.op import Op
 
 
@@ -17,7 +18,21 @@ def _fake(
     return y, torch.empty_like(state, memory_format=torch.contiguous_format)
 
 
-_op = Op(_reference, _fake, ())
+def _triton_limits(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, elu: bool
+) -> str | None:
+    if x.element_size() > 4:
+        return "float64 is served by the reference"
+    if x.shape[1] * x.shape[2] >= 1 << 31:
+        return f"{x.shape[1]} frames of {x.shape[2]} channels are more than 32 bits count"
+    return None
+
+
+_op = Op(
+    _reference,
+    _fake,
+    (Implementation("triton", "fastspeech.kernels.causal_conv.triton", _triton_limits),),
+)
 
 
 def causal_conv(

@@ -60,8 +60,8 @@ def _cost(
 
 
 def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
-    frames = shape["frames"] + length * shape.get("stride", 1)
-    return {**shape, "batch": shape["batch"] + rows, "frames": frames}
+    stride = shape.get("stride", 1)
+    return {**shape, "batch": shape["batch"] + rows, "frames": max(shape["frames"] + length * stride, stride)}
 
 
 def _case(name: str, kind: Any, batch: int, frames: int, channels: int, outputs: int, taps: int, **rest: Any) -> Case:
@@ -84,6 +84,7 @@ SPEC = OpSpec(
         _case("odd tiles", "odd", 2, 83, 19, 71, 3, residual=True),
         _case("one tap", "odd", 2, 27, 19, 35, 1, residual=True),
         _case("taps that overlap unevenly", "odd", 1, 21, 13, 9, 5, stride=3),
+        _case("large filters", "odd", 1, 10, 103, 301, 10, stride=5),
         _case("one output", "edge", 1, 8, 16, 24, 16, stride=8),
         _case("less than the past", "edge", 2, 1, 16, 16, 7),
         _case("one channel, one output", "edge", 1, 16, 1, 1, 3),

@@ -163,10 +163,11 @@ class Layer(DerivingModule):
 
         def lay_out() -> list[Map]:
             inward = attention.q_proj, attention.k_proj, attention.v_proj
-            biases = [linear.bias for linear in inward if linear.bias is not None]
+            weights = [linear.weight.detach() for linear in inward]
+            biases = [linear.bias.detach() for linear in inward if linear.bias is not None]
             bias = None if attention.o_proj.bias is None else attention.o_proj.bias * scales[0]
             return [
-                blocked(torch.cat([linear.weight for linear in inward]), torch.cat(biases) if biases else None),
+                blocked(torch.cat(weights), torch.cat(biases) if biases else None),
                 blocked(attention.o_proj.weight * scales[0][:, None], bias),
                 blocked(mlp.fc1.weight),
                 blocked(mlp.fc2.weight * scales[1][:, None]),
