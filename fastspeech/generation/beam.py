@@ -5,7 +5,8 @@ import torch
 from fastspeech.outputs import GenerateBeamEncoderDecoderOutput
 
 from .cache import DecoderCache
-from .interface import Record, StepModel
+from .interface import Ask, Record, Search
+from .pages import PagedCache
 from .plan import Plan, recorded
 from .stopping import any_met, close_gaps, leaving_pays
 
@@ -13,9 +14,7 @@ _NEVER = -1.0e9
 """Added to scores that must not win; finite, so that they keep their order."""
 
 
-def beam_search(
-    model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Plan
-) -> GenerateBeamEncoderDecoderOutput:
+def beam_search(cache: DecoderCache | PagedCache, prompt: torch.Tensor, plan: Plan) -> Search:
     """Follow the num_beams likeliest sequences of each utterance, and return the best that ended.
 
     The host waits for the device once a step, where it reads which utterances are done.
@@ -23,8 +22,11 @@ def beam_search(
     transformers 5 pads ended sequences with the end token where pad_token_id is 0; here they are padded with 0.
 
     Args:
-        cache: as the model's `start_decoding` gave it, with num_beams rows an input.
+        cache: that the prompt will be read into, with num_beams rows an input.
         prompt: (inputs * num_beams, n) int64.
+
+    Returns:
+        A search for a `GenerateBeamEncoderDecoderOutput`.
     """
     beams = _Beams(prompt, plan)
     scores: list[torch.Tensor] | None = [] if plan.record_scores else None
@@ -35,7 +37,8 @@ def beam_search(
     new_ids = prompt[:, cache.length :]
     while True:
         record = plan.record() if recording else None
-        step = model.decode(new_ids, cache, record).float()
+        step = yield Ask(new_ids, record)
+        step = step.float()
         if record is not None:
             records.append(record)
         if logits is not None:

@@ -1,8 +1,8 @@
 """What decoding asks of a model, and what a caller may hand to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -33,6 +33,19 @@ class Record:
     hidden_states: list[torch.Tensor] = field(default_factory=list)
     attentions: list[torch.Tensor] = field(default_factory=list)
     cross_attentions: list[torch.Tensor] = field(default_factory=list)
+
+
+class Ask(NamedTuple):
+    """What a search asks to be read: input_ids (rows, n) int64, further tokens of every row of its cache, and what takes
+    the record of it."""
+
+    input_ids: torch.Tensor
+    record: Record | None
+
+
+Search = Generator[Ask, torch.Tensor, Any]
+"""A search for what was said, which yields what it asks to be read, is sent the logits (rows, vocabulary) after the last
+token, which it may overwrite, and returns what it found."""
 
 
 class StepModel(Protocol):
@@ -70,6 +83,16 @@ class StepModel(Protocol):
             until the next call, and the caller may overwrite them.
         """
         ...
+
+
+def run(search: Search, model: StepModel, cache: DecoderCache) -> Any:
+    """What a search finds, with a model and a cache of its own."""
+    try:
+        ask = next(search)
+        while True:
+            ask = search.send(model.decode(ask.input_ids, cache, ask.record))
+    except StopIteration as end:
+        return end.value
 
 
 class Streamer(Protocol):

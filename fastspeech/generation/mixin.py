@@ -10,7 +10,7 @@ from fastspeech.outputs import BaseModelOutput, Tensors
 
 from .beam import beam_search
 from .config import GenerationConfig
-from .interface import LogitsRule, StepModel, StoppingCriterion, Streamer
+from .interface import LogitsRule, StepModel, StoppingCriterion, Streamer, run
 from .logits_rules import AllowedTokens, RuleList, as_list
 from .plan import Plan, make_plan
 from .sampling import sample
@@ -141,7 +141,7 @@ class GenerationMixin:
                 f"and go on: here they are {prompt.shape[1]} in {len(prompt)} rows"
             )
         search = beam_search if plan.beams > 1 else sample
-        output = search(model, cache, prompt, plan)
+        output = run(search(cache, prompt, plan), model, cache)
         if encoded is not None:
             output.encoder_attentions, output.encoder_hidden_states = encoded.attentions, encoded.hidden_states
             output.cross_attentions = _over_all_frames(output.cross_attentions, encoded)

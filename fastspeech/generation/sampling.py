@@ -5,20 +5,24 @@ import torch
 from fastspeech.outputs import GenerateEncoderDecoderOutput
 
 from .cache import DecoderCache
-from .interface import Record, StepModel
+from .interface import Ask, Record, Search
+from .pages import PagedCache
 from .plan import Plan, recorded
 from .stopping import any_met, close_gaps, leaving_pays
 
 
-def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Plan) -> GenerateEncoderDecoderOutput:
+def sample(cache: DecoderCache | PagedCache, prompt: torch.Tensor, plan: Plan) -> Search:
     """Extend every row of `prompt` until it ends: by its likeliest token, or by one drawn where do_sample is set.
 
     The host waits for the device once a step, where it reads the tokens to see which rows have ended; never where
     nothing but max_length ends them.
 
     Args:
-        cache: as the model's `start_decoding` gave it.
+        cache: that the prompt will be read into.
         prompt: (rows, n) int64.
+
+    Returns:
+        A search for a `GenerateEncoderDecoderOutput`.
     """
     rows, length = prompt.shape
     result = prompt.new_full((rows, plan.max_length), plan.pad)
@@ -42,7 +46,7 @@ def sample(model: StepModel, cache: DecoderCache, prompt: torch.Tensor, plan: Pl
     new_ids = prompt[:, cache.length :]
     while True:
         record = plan.record() if recording else None
-        step = model.decode(new_ids, cache, record)
+        step = yield Ask(new_ids, record)
         if record is not None:
             records.append(record)
         if not untouched:
