@@ -185,6 +185,42 @@ class PretrainedModel(nn.Module):
             owner, _, attribute = name.rpartition(".")
             setattr(self.get_submodule(owner), attribute, self.get_parameter(source))
 
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Module:
+        """Give embedding, head and `config.vocab_size` another number of tokens, and return the embedding.
+
+        The first tokens keep their rows. New ones have the mean of the old. (transformers adds noise that is 1e-9 of
+        their covariance.)
+
+        Args:
+            new_num_tokens: by default as many as there are.
+            pad_to_multiple_of: round up to a multiple.
+
+        Raises:
+            ValueError: the embedding has rows for more than the vocabulary, such as sounds.
+        """
+        embedding = self.get_input_embeddings()  # type: ignore[operator]
+        if len(embedding.weight) != self.config.vocab_size:
+            raise ValueError(
+                f"an embedding of {len(embedding.weight)} rows for {self.config.vocab_size} tokens cannot be resized"
+            )
+        count = len(embedding.weight) if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            count = -(-count // pad_to_multiple_of) * pad_to_multiple_of
+        embedding.weight = _resized(embedding.weight, count)
+        embedding.num_embeddings = count
+        head = getattr(self, "get_output_embeddings", lambda: None)()
+        if head is not None:
+            head.weight = _resized(head.weight, count)
+            if head.bias is not None:
+                head.bias = _resized(head.bias, count)
+            head.out_features = count
+        self.config.vocab_size = count
+        self.tie_weights()
+        return embedding
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
@@ -198,3 +234,10 @@ class PretrainedModel(nn.Module):
     def num_parameters(self, only_trainable: bool = False) -> int:
         """The number of parameters, tied ones once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+
+def _resized(rows: nn.Parameter, count: int) -> nn.Parameter:
+    """`rows` cut to `count`, or followed by their mean as often as it takes."""
+    mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
+    new = torch.cat((rows[:count], mean.expand(max(count - len(rows), 0), *rows.shape[1:])))
+    return nn.Parameter(new, requires_grad=rows.requires_grad)

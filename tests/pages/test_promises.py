@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_cohere
+import tiny_kyutai
 import tiny_moonshine
 import tiny_speech_to_text
 import torch
 import torch.nn.functional as F
+import transformers
 
 from fastspeech import (
     CohereAsrForConditionalGeneration,
@@ -158,3 +160,30 @@ def test_a_new_model_has_the_spread_of_its_configuration(made: Any) -> None:
             assert not parameter.any(), name
     padding = model.get_input_embeddings().padding_idx
     assert padding is None or not model.get_input_embeddings().weight[padding].any()
+
+
+@pytest.mark.parametrize("made", [tiny_cohere.model, tiny_moonshine.model, tiny_speech_to_text.model])
+def test_the_vocabulary_can_be_resized(made: Any, tmp_path: Path) -> None:
+    """As transformers does, but for noise; what is left to say is said as before."""
+    model = made()
+    model.save_pretrained(tmp_path / "before")
+    theirs: Any = getattr(transformers, type(model).__name__).from_pretrained(tmp_path / "before")
+    before, size = logits(model), model.config.vocab_size
+    for count, multiple, expected in ((size + 3, None, size + 3), (None, 16, -(-(size + 3) // 16) * 16), (20, 2, 20)):
+        embedding = model.resize_token_embeddings(count, multiple)
+        theirs.resize_token_embeddings(count, multiple)
+        assert model.config.vocab_size == len(embedding.weight) == embedding.num_embeddings == expected
+        found = logits(model)
+        assert found.shape == (1, 3, expected)
+        assert torch.equal(found[..., : min(size, 20)], before[..., : min(size, 20)])
+        state = theirs.state_dict()
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, state[name], atol=1e-3, rtol=0)
+        model.save_pretrained(tmp_path / "after")
+        assert torch.equal(logits(type(model).from_pretrained(tmp_path / "after")), found)
+
+
+def test_an_embedding_of_more_than_words_is_not_resized() -> None:
+    model = tiny_kyutai.model()
+    with pytest.raises(ValueError, match="cannot be resized"):
+        model.resize_token_embeddings(model.config.vocab_size + 1)
