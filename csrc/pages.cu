@@ -14,6 +14,14 @@ namespace {
 constexpr int THREADS = 128;
 
 template <class T>
+cudaError_t launch(void (*kernel)(T), int64_t blocks, T argument, void* stream) {
+  if (blocks == 0) return cudaSuccess;
+  void* args[] = {&argument};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(THREADS), args, 0,
+                          static_cast<cudaStream_t>(stream));
+}
+
+template <class T>
 __global__ void __launch_bounds__(THREADS) append_token(const __grid_constant__ Append append) {
   const int64_t row = blockIdx.x / append.tokens, token = blockIdx.x % append.tokens;
   if (!append.real(row, token)) return;
@@ -51,32 +59,15 @@ __global__ void __launch_bounds__(THREADS) fork_page(const __grid_constant__ For
 }  // namespace
 
 int page_append_launch(const Append& append, Element element, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  const auto blocks = static_cast<unsigned>(append.rows * append.tokens);
-  if (blocks == 0) return cudaSuccess;
-  switch (element) {
-    case Element::float32:
-      append_token<float><<<blocks, THREADS, 0, on>>>(append);
-      break;
-    case Element::bfloat16:
-      append_token<__nv_bfloat16><<<blocks, THREADS, 0, on>>>(append);
-      break;
-    case Element::float16:
-      append_token<__half><<<blocks, THREADS, 0, on>>>(append);
-      break;
-  }
-  return cudaGetLastError();
+  const auto kernel = element == Element::float32    ? append_token<float>
+                      : element == Element::bfloat16 ? append_token<__nv_bfloat16>
+                                                     : append_token<__half>;
+  return launch(kernel, append.rows * append.tokens, append, stream);
 }
 
 int page_fork_launch(const Fork& fork, Element element, void* stream) {
-  const auto on = static_cast<cudaStream_t>(stream);
-  const auto blocks = static_cast<unsigned>(fork.copies * fork.heads);
-  if (blocks == 0) return cudaSuccess;
-  if (element == Element::float32)
-    fork_page<uint32_t><<<blocks, THREADS, 0, on>>>(fork);
-  else
-    fork_page<uint16_t><<<blocks, THREADS, 0, on>>>(fork);
-  return cudaGetLastError();
+  const auto kernel = element == Element::float32 ? fork_page<uint32_t> : fork_page<uint16_t>;
+  return launch(kernel, fork.copies * fork.heads, fork, stream);
 }
 
 }  // namespace fastspeech

@@ -41,6 +41,12 @@ __device__ __forceinline__ float4 load(const float* from, int64_t at, int64_t di
           at + 3 < dim ? from[at + 3] : 0.f};
 }
 
+__device__ __forceinline__ void prefetch(const float* line) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+#endif
+}
+
 __device__ __forceinline__ float dot(float4 a, float4 b, float sum) {
   return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
 }
@@ -107,7 +113,7 @@ __global__ void __launch_bounds__(32 * WARPS)
              unsigned long long* choices, int64_t* codes) {
   extern __shared__ float4 shared[];
   float* residuals = reinterpret_cast<float*>(shared);
-  __shared__ unsigned long long bests[WARPS][ROWS];
+  static __shared__ unsigned long long bests[WARPS][ROWS];
   const cooperative_groups::grid_group grid = cooperative_groups::this_grid();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t dim = codebooks.dim, padded = (dim + SPAN - 1) / SPAN * SPAN;
@@ -138,7 +144,7 @@ __global__ void __launch_bounds__(32 * WARPS)
           const int64_t own = static_cast<int64_t>(blockIdx.x) * WARPS * ENTRIES;
           const int64_t end = min(own + WARPS * ENTRIES, codebooks.entries) * dim;
           for (int64_t at = own * dim + 32 * threadIdx.x; at < end; at += 32 * blockDim.x)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(codebooks.entry(level + 1, 0) + at));
+            prefetch(codebooks.entry(level + 1, 0) + at);
         }
         grid.sync();
         for (int row = warp; row < rows; row += WARPS) {

@@ -96,7 +96,7 @@ SPEC = OpSpec(
         Case("odd sizes", "odd", {"vectors": 37, "splits": (2, 3), "codes": 83, "dim": 19}),
         Case("many vectors", "odd", {"vectors": 131, "splits": (1, 2), "codes": 70, "dim": 44}),
         # So many entries in so few dimensions that a small error is soon a wrong code.
-        Case("many levels", "odd", {"vectors": 29, "splits": (1, 7), "codes": 509, "dim": 6}),
+        Case("many levels", "odd", {"vectors": 13, "splits": (1, 5), "codes": 251, "dim": 5}),
         Case("one vector", "edge", {"vectors": 1, "splits": (1, 2), "codes": 40, "dim": 24}),
         Case("one code", "edge", {"vectors": 3, "splits": (2,), "codes": 1, "dim": 5}),
         Case("one dimension", "edge", {"vectors": 5, "splits": (1, 1), "codes": 7, "dim": 1}),
