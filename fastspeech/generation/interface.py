@@ -36,16 +36,16 @@ class Record:
 
 
 class Ask(NamedTuple):
-    """What a search asks to be read: input_ids (rows, n) int64, further tokens of every row of its cache, and what takes
-    the record of it."""
+    """What a search asks to be read: input_ids (rows, n) int64, further tokens of every row of its cache. `record` takes
+    what is to be recorded of it."""
 
     input_ids: torch.Tensor
     record: Record | None
 
 
 Search = Generator[Ask, torch.Tensor, Any]
-"""A search for what was said, which yields what it asks to be read, is sent the logits (rows, vocabulary) after the last
-token, which it may overwrite, and returns what it found."""
+"""A search for what was said: it yields what it asks to be read, is sent the logits (rows, vocabulary) after the last
+token of that, which it may overwrite, and returns what it found."""
 
 
 class StepModel(Protocol):

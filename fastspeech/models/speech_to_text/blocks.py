@@ -58,14 +58,20 @@ class SinusoidalPositions(nn.Module):
     def reset_buffers(self) -> None:
         self.register_buffer("weights", self._table(self.positions + 2), persistent=False)
 
-    def forward(self, valid: Tensor | None, count: int, past: int, like: Tensor) -> Tensor:
+    def forward(
+        self, valid: Tensor | None, count: int, past: int, like: Tensor, behind: Tensor | None = None
+    ) -> Tensor:
         """Positions (rows, count, width), or (1, count, width), of `count` items behind `past` others, as `like`.
 
         valid: (rows, count) bool, false at padding, which is not counted; None where nothing is padding.
+        behind: (rows, 1), of each row, in place of `past`, which then is the most of them.
         """
         if (rows := self.padding + 1 + past + count) > len(self.weights):
             # Half as many again, so that a long run does not make a table at each step.
             self.weights = self._table(rows + rows // 2).to(self.weights)
+        if valid is not None and behind is not None:
+            numbers = (valid.cumsum(1) + behind) * valid + self.padding
+            return F.embedding(numbers, self.weights).to(like.dtype)
         if valid is None:
             return self.weights[rows - count : rows][None].to(like.dtype)
         if count == 1:

@@ -87,14 +87,16 @@ class Speech2TextDecoder(Decoder):
     def enter(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None, past: int
     ) -> Entry:
-        """As `Decoder.enter`; positions follow from the tokens, embeddings are taken as they are (already scaled)."""
+        """As `Decoder.enter`; positions follow from the tokens behind the first, embeddings are taken as they are
+        (already scaled)."""
         if input_ids is None:
             x = cast(Tensor, inputs_embeds)
             x = x + self.embed_positions(None, x.shape[1], past, x)
         else:
             x = self.embed_tokens(input_ids)
             valid = input_ids != self.config.pad_token_id
-            x = torch.add(self.embed_positions(valid, x.shape[1], past, x), x, alpha=self.scale)
+            behind = None if position_ids is None else position_ids[:, :1]
+            x = torch.add(self.embed_positions(valid, x.shape[1], past, x, behind), x, alpha=self.scale)
         x = F.dropout(x, self.config.dropout, self.training)
         return Entry(x, cast(Layer, self.layers[0]).self_attn_layer_norm(x))
 

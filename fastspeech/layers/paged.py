@@ -1,0 +1,60 @@
+"""A step of a decoder for rows of many requests, each at a position of its own, over pages of one pool."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastspeech.generation.pages import PagedCache, as_table
+from fastspeech.kernels import page_append, paged_attention
+from fastspeech.layers.decoder import Decoder, Step
+
+
+def read(decoder: Decoder, steps: list[Step], input_ids: Tensor, caches: Sequence[PagedCache]) -> Tensor:
+    """Hidden states (rows, hidden) after the last of n further tokens of all rows of these caches, which advance.
+
+    Args:
+        steps: what `decoder.steps` returns.
+        input_ids: (rows, n) int64, the rows of one cache after those of another.
+        caches: on one pool, whose pages the frames' keys and values are in.
+    """
+    device, pool = input_ids.device, caches[0].pool
+    count = input_ids.shape[1]
+    pool.copy([pair for cache in caches for pair in cache.prepare(count)])
+    of_row = [cache for cache in caches for _ in cache.tables]
+    table = as_table([table for cache in caches for table in cache.tables], device)
+    cross_table = as_table([cache.cross_table for cache in of_row], device)
+    places = torch.tensor([[cache.length, cache.frames - count] for cache in of_row]).to(device)
+    positions, cross_positions = places.T.contiguous().unbind()
+    position_ids = positions[:, None] + torch.arange(count, device=device)
+    entry = decoder.enter(input_ids, None, position_ids, max(cache.length for cache in caches))
+    x, h, rotate = entry.x, entry.h, entry.rotate
+    heads, head_dim = decoder.heads, decoder.head_dim
+    sizes = [heads, decoder.kv_heads, decoder.kv_heads]
+    for step, keys, values in zip(steps, pool.keys, pool.values, strict=True):
+        by_head = step.qkv(h).view(len(x), count, -1, head_dim)
+        if rotate is not None:
+            by_head = rotate(by_head)
+        q, k, v = by_head.split(sizes, dim=2)
+        page_append(k, v, keys, values, table, positions)
+        y = paged_attention(q, keys, values, table, positions)
+        x, h = step.norm_cross(x, step.out(y.flatten(2)))
+        q = step.cross_q(h).view(len(x), count, heads, head_dim)
+        y = paged_attention(q, keys, values, cross_table, cross_positions, causal=False)
+        x, h = step.norm_mlp(x, step.cross_out(y.flatten(2)))
+        x, h = step.norm_next(x, step.mlp(h))
+    for cache in caches:
+        cache.advance(count)
+    return h[:, -1]
+
+
+def listen(decoder: Decoder, encoded: Tensor, caches: Sequence[PagedCache]) -> None:
+    """Put the keys and values of encoder frames (B, frames, width) into the pages of B caches, each `cache.frames` of
+    them."""
+    pool = caches[0].pool
+    table = as_table([cache.cross_table for cache in caches], encoded.device)
+    counts = torch.tensor([cache.frames for cache in caches], device=encoded.device)
+    first = torch.zeros_like(counts)
+    keys, values = decoder.cross_keys_values(encoded)
+    for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+        page_append(k.transpose(1, 2), v.transpose(1, 2), pool.keys[layer], pool.values[layer], table, first, counts)
