@@ -13,14 +13,17 @@ from fastspeech.kernels.op import Op
 from fastspeech.kernels.page_fork.reference import page_fork as _reference
 
 
-def _cuda_limits(key_pages: Tensor, *rest: Any) -> str | None:
+def _limits(key_pages: Tensor, *rest: Any) -> str | None:
     return None if key_pages.element_size() in (2, 4) else f"{key_pages.dtype} is served by the reference"
 
 
 _op = Op(
     _reference,
     lambda *args: None,
-    (Implementation("cuda", "fastspeech.kernels.page_fork.cuda", _cuda_limits, on_cpu=True),),
+    (
+        Implementation("triton", "fastspeech.kernels.page_fork.triton", _limits),
+        Implementation("cuda", "fastspeech.kernels.page_fork.cuda", _limits, on_cpu=True),
+    ),
     mutates=("key_pages", "value_pages"),
 )
 

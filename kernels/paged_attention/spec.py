@@ -135,12 +135,14 @@ SPEC = OpSpec(
         _case("beams", "edge", 1, 2, 16, 16, 37, 37, 37, 20, 20, 20, columns=3, beams=3, pairs=8),
         _case("many keys, few rows", "edge", 1, 1, 16, 16, 511, 100, columns=32),
         _case("a ring too short", "edge", 2, 1, 16, 16, 40, pairs=8, window=16),
+        _case("the widest head", "edge", 2, 2, 256, 16, 20, columns=2, pairs=128),
         _case("one slot", "edge", 1, 1, 1, 1, 3, window=1),
-        # Kyutai's 2.6B, one stream and many; Mimi's encoder; Moonshine's decoder, its own cache and the encoder's.
-        _case("kyutai one stream", "model", 1, 32, 64, 384, 5000, pairs=32, window=375, interleaved=True),
+        # Kyutai's 2.6B, one stream and many; Mimi's encoder; Moonshine's decoder, a step, a prompt and the encoder's keys.
+        _case("kyutai one stream", "model", 1, 32, 64, 384, 5000, pairs=32, window=375),
         _case("kyutai 64 streams", "model", 1, 32, 64, 384, *range(374, 1014, 10), pairs=32, window=375),
         _case("mimi 64 streams", "model", 2, 8, 64, 256, *range(0, 640, 10), pairs=32, window=250),
         _case("moonshine step", "model", 1, 8, 36, 16, *range(32, 160, 2), columns=13, pairs=16, interleaved=True),
+        _case("moonshine prompt", "model", 60, 8, 52, 16, *((0,) * 8), columns=12, pairs=23, interleaved=True),
         _case("moonshine cross", "model", 1, 8, 52, 416, *range(414, 286, -2), causal=False),
         _case("grouped pages", "model", 1, 32, 128, 16, *range(999, 1015), columns=64, kv_heads=8, pairs=64),
     ),

@@ -246,17 +246,24 @@ def launch(
     q = q if q.stride(3) == 1 else q.contiguous()
     out = q.new_empty(q.shape)
 
+    if out.numel() == 0:
+        return out
+
     group = heads // kv_heads
     block_d = max(triton.next_power_of_2(dim), 16)
-    # Tensor cores have no float32, and want 16 queries.
+    t, g = triton.next_power_of_2(tokens), triton.next_power_of_2(group)
     dot = q.element_size() == 2
-    g = triton.next_power_of_2(group)
-    t = min(triton.next_power_of_2(tokens), max((64 if dot else 4) // g, 1))
-    g = max(g, 16 // t) if dot else g
-    n = min(max(4096 // block_d, 16) if dot else max(2048 // (block_d * t * g), 1), KEYS)
+    if dot:
+        n = min(max(4096 // block_d, 16), KEYS)
+        t = min(t, max(n // g, 1))
+        # Tensor cores take 16 queries.
+        g = max(g, 16 // t)
+    else:
+        t = min(t, max(4 // g, 1))
+        n = min(max(2048 // (block_d * t * g), 1), KEYS)
     tiles = triton.cdiv(tokens, t)
     programs = rows * kv_heads * tiles
-    splits = max(min(triton.cdiv(PROGRAMS, max(programs, 1)), columns * page_size // KEYS), 1)
+    splits = max(min(triton.cdiv(PROGRAMS, programs), columns * page_size // KEYS), 1)
     left = programs * splits * t * g if splits > 1 else 0
     sums, stats = (q.new_empty(left, width, dtype=torch.float32) for width in (dim, 2))
 
