@@ -1,42 +1,30 @@
 """From recordings to text in one call, with the signature of transformers' speech recognition pipeline."""
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import takewhile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from fastspeech.audio.check import check_samples
-from fastspeech.audio.recording import is_recording, recording_name, recording_samples
+from fastspeech.audio.recording import is_recording
 from fastspeech.auto import AutoModelForSpeechSeq2Seq, AutoProcessor, family_of_type
 from fastspeech.checkpoints.config import parse_dtype
 from fastspeech.checkpoints.loading import choose_device
-from fastspeech.errors import AudioError
-from fastspeech.transcripts import Segment, Token, Transcript, Word
-from fastspeech.words import alignment_costs, words_of
+from fastspeech.recognition import PROMPT_OPTIONS, Chunk, Recogniser, Recording
+from fastspeech.transcripts import Segment, Transcript, Word
 
 DEMO = Path(__file__).parent / "assets"
 """The embedded checkpoint, which is used where no model is named."""
 
 TASK = "automatic-speech-recognition"
 
-DEFAULT_LANGUAGE = "en"
-
-_NEW_TOKENS = 500
-"""Most tokens of a chunk of 35 s where no limit is set anywhere: fast Arabic takes about 240."""
-
 _TOKENS_OF_LETTERS = 13.0
 """Tokens a second where most letters take more than one, as Moonshine's authors have it."""
 
 _FAR_FROM_ASCII = frozenset({"ar", "ja", "ko", "uk", "vi", "zh"})
-
-_PROMPT_OPTIONS = ("language", "punctuation")
 
 LISTENER = "kyutai_speech_to_text"
 """The type of model that has no encoder, and hears as it writes."""
@@ -120,33 +108,6 @@ def _device(device: Any) -> torch.device:
     return torch.device("cpu") if isinstance(device, int) and device < 0 else choose_device(device)
 
 
-@dataclass
-class _Chunk:
-    """A piece of a recording that the model hears at once; `index` is None where it is all of it.
-
-    `said`: the tokens of the text alone, their `probabilities`, and their `costs` of alignment or, where the model
-    tells when it wrote them, the `words`, where asked for.
-    """
-
-    index: int | None
-    start: int
-    samples: torch.Tensor
-    ids: list[int]
-    cut: bool = False
-    said: list[int] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    costs: np.ndarray | None = None
-    words: list[Word] = field(default_factory=list)
-
-
-@dataclass
-class _Recording:
-    name: str
-    chunks: list[_Chunk]
-    samples: int = 0
-    error: AudioError | None = None
-
-
 class AutomaticSpeechRecognitionPipeline:
     """Transcribes recordings with a model and its processor.
 
@@ -170,17 +131,13 @@ class AutomaticSpeechRecognitionPipeline:
         return_confidence: bool = False,
         max_tokens_per_second: float | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.recogniser = Recogniser(model, processor, max_tokens_per_second)
+        self.model = self.recogniser.model
         self.processor = processor
         self.batch_size = batch_size
         self.generate_kwargs = generate_kwargs or {}
         self.return_timestamps = return_timestamps
         self.return_confidence = return_confidence
-        if max_tokens_per_second is None:
-            max_tokens_per_second = getattr(model, "max_tokens_per_second", None) or math.inf
-        if not max_tokens_per_second > 0:
-            raise ValueError(f"max_tokens_per_second must be positive, not {max_tokens_per_second}")
-        self.max_tokens_per_second = max_tokens_per_second
 
     def __call__(
         self,
@@ -269,14 +226,14 @@ class AutomaticSpeechRecognitionPipeline:
             raise ValueError(f"batch_size must be positive, not {size}")
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("num_return_sequences: a pipeline gives one text for a recording")
-        prompt = self._prompt(generate_kwargs)
-        options = {name: value for name, value in generate_kwargs.items() if name not in _PROMPT_OPTIONS}
+        prompt = self.recogniser.prompt(generate_kwargs)
+        options = {name: value for name, value in generate_kwargs.items() if name not in PROMPT_OPTIONS}
         windows = self._windows(iter(inputs), size * (16 if isinstance(inputs, list | tuple) else 1), strict)
         return self._transcripts(windows, size, progress, prompt, options, (word_timestamps, confidence))
 
     def _transcripts(
         self,
-        windows: Iterator[list[_Recording]],
+        windows: Iterator[list[Recording]],
         size: int,
         progress: Progress | None,
         prompt: dict[str, Any],
@@ -287,38 +244,26 @@ class AutomaticSpeechRecognitionPipeline:
         for recordings in windows:
             chunks = [chunk for recording in recordings for chunk in recording.chunks]
             chunks.sort(key=lambda chunk: len(chunk.samples), reverse=True)
-            loaded += sum(len(chunk.samples) for chunk in chunks) / self._rate
+            loaded += sum(len(chunk.samples) for chunk in chunks) / self.recogniser.rate
             for first in range(0, len(chunks), size):
                 batch = chunks[first : first + size]
                 self._decode(batch, prompt, options, details)
-                done += sum(len(chunk.samples) for chunk in batch) / self._rate
+                done += sum(len(chunk.samples) for chunk in batch) / self.recogniser.rate
                 if progress is not None:
                     progress(done, loaded)
             for recording in recordings:
-                yield self._transcript(recording, prompt.get("language"), details)
+                yield self.recogniser.transcript(recording, prompt.get("language"), details)
 
     @property
     def _rate(self) -> int:
         return self.processor.feature_extractor.sampling_rate
 
-    def _prompt(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the processor that say what to write; refused before anything is loaded."""
-        taken = inspect.signature(self.processor.__call__).parameters
-        prompt = {name: given[name] for name in _PROMPT_OPTIONS if given.get(name) is not None}
-        foreign = [name for name in prompt if name not in taken]
-        if foreign:
-            raise ValueError(f"{type(self.model).__name__} has no choice of {' and '.join(foreign)}")
-        if "language" in taken:
-            prompt.setdefault("language", DEFAULT_LANGUAGE)
-            self.processor.get_decoder_prompt_ids(**prompt)
-        return prompt
-
-    def _windows(self, inputs: Iterator[Any], size: int, strict: bool) -> Iterator[list[_Recording]]:
+    def _windows(self, inputs: Iterator[Any], size: int, strict: bool) -> Iterator[list[Recording]]:
         """Recordings in groups of at least `size` chunks, the last one excepted."""
-        window: list[_Recording] = []
+        window: list[Recording] = []
         pending = 0
         for number, item in enumerate(inputs):
-            recording = self._load(item, number)
+            recording = self.recogniser.load(item, number)
             if strict and recording.error is not None:
                 raise recording.error
             window.append(recording)
@@ -329,167 +274,41 @@ class AutomaticSpeechRecognitionPipeline:
         if window:
             yield window
 
-    def _load(self, item: Any, number: int) -> _Recording:
-        name = recording_name(item, number)
-        extractor = self.processor.feature_extractor
-        try:
-            samples = check_samples(recording_samples(item, name, self._rate), name, extractor.minimum_samples)
-        except AudioError as error:
-            return _Recording(name, [], error=error)
-        chunks = [_Chunk(index, start, samples[start:end], []) for index, start, end in extractor.split(samples)]
-        return _Recording(name, chunks, len(samples))
-
     def _decode(
-        self, chunks: list[_Chunk], prompt: dict[str, Any], options: dict[str, Any], details: tuple[bool, bool]
+        self, chunks: list[Chunk], prompt: dict[str, Any], options: dict[str, Any], details: tuple[bool, bool]
     ) -> None:
         """Fills in the tokens of one batch, and what is asked for of words (details[0]) and confidence (details[1])."""
         if getattr(getattr(self.model, "config", None), "model_type", None) == LISTENER:
             self._listen(chunks, options, details)
             return
-        if "device" in inspect.signature(self.processor.feature_extractor.__call__).parameters:
-            prompt = {"device": self.model.device, **prompt}
-        inputs = self.processor(
-            [chunk.samples for chunk in chunks],
-            sampling_rate=self._rate,
-            padding="longest",
-            return_attention_mask=True,
-            return_tensors="pt",
-            **prompt,
-        ).to(self.model.device, dtype=self.model.dtype)
+        recogniser = self.recogniser
+        inputs = recogniser.inputs(chunks, prompt)
         ids = inputs.get("decoder_input_ids")
         prompt_length = 1 if ids is None else ids.shape[1]
-        limits = self._limits(chunks, options, prompt_length)
+        limits = recogniser.limits(chunks, options, prompt_length)
         if any(details):
             with torch.no_grad():
                 inputs["encoder_outputs"] = self.model.encode(inputs)
             del inputs[self.model.main_input_name]
         output = self.model.generate(**inputs, **{**options, "max_new_tokens": limits})
         rows = output if isinstance(output, torch.Tensor) else output.sequences
-        ends = self._ends(options)
-        first = prompt_length + self._forced(options, prompt_length)
         for number, (chunk, row) in enumerate(zip(chunks, rows.tolist(), strict=True)):
             limit = limits[number] if isinstance(limits, list) else limits
-            chunk.ids = row
-            # Behind its own limit a row is padded, for some models with the token that ends a text.
-            new = row[first : prompt_length + limit]
-            chunk.cut = ends.isdisjoint(new)
-            chunk.said = list(takewhile(lambda token: token not in ends, new))
+            recogniser.take(chunk, row, limit, options, prompt_length)
         if any(details):
-            self._read_again(chunks, inputs, rows, first, with_words=details[0])
+            first = recogniser.first(options, prompt_length)
+            recogniser.read_again(chunks, inputs, rows, first, with_words=details[0])
 
-    def _listen(self, chunks: list[_Chunk], options: dict[str, Any], details: tuple[bool, bool]) -> None:
+    def _listen(self, chunks: list[Chunk], options: dict[str, Any], details: tuple[bool, bool]) -> None:
         """As `_decode`, with a model that writes a token for each frame of audio it hears."""
         from fastspeech.models.kyutai_stt.recordings import write_down
 
-        if self.max_tokens_per_second < math.inf:
+        if self.recogniser.max_tokens_per_second < math.inf:
             raise ValueError("max_tokens_per_second: this model writes a token for each frame of audio, and no more")
         clips = [chunk.samples for chunk in chunks]
         for chunk, found in zip(chunks, write_down(self.model, self.processor, clips, options, *details), strict=True):
             chunk.ids, chunk.cut, chunk.words = found.tokens, found.cut, found.words
             chunk.said, chunk.probabilities = found.said, found.probabilities
-
-    @torch.no_grad()
-    def _read_again(
-        self, chunks: list[_Chunk], inputs: dict[str, Any], rows: torch.Tensor, first: int, with_words: bool
-    ) -> None:
-        """Fills in what one pass over the tokens (B, length) of a batch tells about those that were said, which begin
-        at `first`."""
-        encoded = inputs["encoder_outputs"]
-        output = self.model(
-            encoder_outputs=encoded,
-            attention_mask=inputs.get("attention_mask"),
-            decoder_input_ids=rows[:, :-1],
-            use_cache=False,
-            output_attentions=with_words,
-            return_dict=True,
-        )
-        mask = encoded.attention_mask
-        frames = [encoded.last_hidden_state.shape[1]] * len(chunks) if mask is None else mask.sum(-1).tolist()
-        for row, chunk in enumerate(chunks):
-            count = len(chunk.said)
-            scores = output.logits[row, first - 1 : first - 1 + count].float().softmax(-1)
-            tokens = rows[row, first : first + count, None]
-            chunk.probabilities = scores.gather(1, tokens).squeeze(1).tolist()
-            if with_words:
-                # The token that ends the text takes the silence behind it.
-                heard = slice(first - 1, first - 1 + count + (not chunk.cut))
-                chunk.costs = alignment_costs(output.cross_attentions, row, heard, frames[row])
-
-    def _limits(self, chunks: list[_Chunk], options: dict[str, Any], prompt_length: int) -> int | list[int]:
-        """The most new tokens: of each chunk where its length counts, else of all.
-
-        The caller's limit holds in any case. The checkpoint's holds where the length of a chunk sets none.
-        """
-        by_length = self.max_tokens_per_second < math.inf
-        sources = [options, vars(options["generation_config"]) if options.get("generation_config") else {}]
-        if not by_length:
-            sources.append(vars(self.model.generation_config))
-        positions = getattr(self.model, "decoder_positions", None)
-        most = _NEW_TOKENS if positions is None else min(_NEW_TOKENS, positions - prompt_length)
-        lengths = [(source.get("max_new_tokens"), source.get("max_length")) for source in sources]
-        for new, whole in lengths:
-            if new is not None or whole is not None:
-                most = new if new is not None else whole - prompt_length
-                break
-        if not by_length:
-            return most
-        seconds = [len(chunk.samples) / self._rate for chunk in chunks]
-        return [min(most, math.ceil(self.max_tokens_per_second * length)) for length in seconds]
-
-    def _forced(self, options: dict[str, Any], prompt_length: int) -> bool:
-        """Whether the first new token is forced, such as a language: it is then no part of what is said."""
-        configs = (options.get("generation_config"), self.model.generation_config)
-        forced = [getattr(config, "forced_bos_token_id", None) for config in configs]
-        if "forced_bos_token_id" in options:
-            forced = [options["forced_bos_token_id"]]
-        return prompt_length == 1 and any(token is not None for token in forced)
-
-    def _ends(self, options: dict[str, Any]) -> set[int]:
-        """The tokens that end a text; one without any of them was cut."""
-        config = options.get("generation_config") or self.model.generation_config
-        ends = options.get("eos_token_id", config.eos_token_id)
-        if ends is None:
-            ends = self.model.generation_config.eos_token_id
-        return {ends} if isinstance(ends, int) else set(ends or ())
-
-    def _transcript(self, recording: _Recording, language: str | None, details: tuple[bool, bool]) -> Transcript:
-        if recording.error is not None:
-            return Transcript(recording.name, error=str(recording.error))
-        rows = [chunk.ids for chunk in recording.chunks]
-        texts = self.processor.decode(rows, skip_special_tokens=True)
-        text = texts[0]
-        if "audio_chunk_index" not in inspect.signature(self.processor.decode).parameters:
-            text = " ".join(piece for piece in (piece.strip() for piece in texts) if piece)
-        elif recording.chunks[0].index is not None:
-            index = [(0, chunk.index) for chunk in recording.chunks]
-            (text,) = self.processor.decode(rows, skip_special_tokens=True, audio_chunk_index=index, language=language)
-        segments = tuple(
-            Segment(
-                chunk.start / self._rate,
-                (chunk.start + len(chunk.samples)) / self._rate,
-                piece.strip(),
-                chunk.cut,
-                self._words(chunk),
-                self._tokens(chunk) if details[1] else (),
-            )
-            for chunk, piece in zip(recording.chunks, texts, strict=True)
-        )
-        return Transcript(recording.name, text.strip(), recording.samples / self._rate, language, segments)
-
-    def _words(self, chunk: _Chunk) -> tuple[Word, ...]:
-        if chunk.costs is None:
-            return tuple(chunk.words)
-        start, seconds = chunk.start / self._rate, len(chunk.samples) / self._rate
-
-        def decode(ids: list[int]) -> str:
-            return self.processor.decode(ids, skip_special_tokens=True)
-
-        return words_of(chunk.said, chunk.probabilities, chunk.costs, decode, start, seconds)
-
-    def _tokens(self, chunk: _Chunk) -> tuple[Token, ...]:
-        pieces = self.processor.tokenizer.convert_ids_to_tokens(chunk.said)
-        return tuple(Token(piece, value) for piece, value in zip(pieces, chunk.probabilities, strict=True))
-
 
 def _result(transcript: Transcript, timestamps: bool | str, confidence: bool) -> dict[str, Any]:
     if transcript.error is not None:

@@ -36,8 +36,8 @@ class Record:
 
 
 class Ask(NamedTuple):
-    """What a search asks to be read: input_ids (rows, n) int64, further tokens of every row of its cache. `record` takes
-    what is to be recorded of it."""
+    """What a search asks to be read: input_ids (rows, n) int64, further tokens of every row of its cache. What is to be
+    recorded of it goes to `record`."""
 
     input_ids: torch.Tensor
     record: Record | None

@@ -97,28 +97,15 @@ class GenerationMixin:
             raise ValueError("negative_prompt_ids: classifier-free guidance is not implemented")
         if custom_generate is not None and not callable(custom_generate):
             raise ValueError(f"custom_generate must be a function, for no code is loaded by name: {custom_generate!r}")
-        config = generation_config if generation_config is not None else GenerationConfig()
-        own = self.generation_config
-        if use_model_defaults is False:
-            own = GenerationConfig(**{name: getattr(own, name) for name in _SPECIAL_TOKENS})
-        config = config.filled_from(own)
-        row_limits = _each(kwargs.get("max_new_tokens"))
-        if row_limits is not None:
-            kwargs["max_new_tokens"] = max(row_limits, default=0)
-        model_inputs = self._model_inputs(inputs, config.update(**kwargs))
-        prompt = self._prompt(model_inputs, config)
-        if row_limits is not None and (len(row_limits) != len(prompt) or min(row_limits) < 1):
-            raise ValueError(f"max_new_tokens must be at least 1, for each of {len(prompt)} utterances: {row_limits}")
-        plan = make_plan(
-            config,
-            prompt_length=prompt.shape[1],
-            positions=self.decoder_positions,
-            device=prompt.device,
-            row_limits=row_limits,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-            streamer=streamer,
+        config, model_inputs, prompt, plan = self.planned(
+            inputs,
+            generation_config,
+            logits_processor,
+            stopping_criteria,
+            prefix_allowed_tokens_fn,
+            streamer,
+            use_model_defaults,
+            **kwargs,
         )
         if custom_generate is not None:
             return self._custom(custom_generate, model_inputs, prompt, plan, config)
@@ -146,6 +133,44 @@ class GenerationMixin:
             output.encoder_attentions, output.encoder_hidden_states = encoded.attentions, encoded.hidden_states
             output.cross_attentions = _over_all_frames(output.cross_attentions, encoded)
         return output if plan.as_record else output.sequences
+
+    def planned(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Iterable[LogitsRule] | None = None,
+        stopping_criteria: Iterable[StoppingCriterion] | None = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        streamer: Streamer | None = None,
+        use_model_defaults: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[GenerationConfig, dict[str, Any], torch.Tensor, Plan]:
+        """What `generate` would do with these arguments, before anything is computed: the parameters, the inputs of the
+        model, the prompt (B, n) int64 and the plan. Raises as `generate`."""
+        config = generation_config if generation_config is not None else GenerationConfig()
+        own = self.generation_config
+        if use_model_defaults is False:
+            own = GenerationConfig(**{name: getattr(own, name) for name in _SPECIAL_TOKENS})
+        config = config.filled_from(own)
+        row_limits = _each(kwargs.get("max_new_tokens"))
+        if row_limits is not None:
+            kwargs["max_new_tokens"] = max(row_limits, default=0)
+        model_inputs = self._model_inputs(inputs, config.update(**kwargs))
+        prompt = self._prompt(model_inputs, config)
+        if row_limits is not None and (len(row_limits) != len(prompt) or min(row_limits) < 1):
+            raise ValueError(f"max_new_tokens must be at least 1, for each of {len(prompt)} utterances: {row_limits}")
+        plan = make_plan(
+            config,
+            prompt_length=prompt.shape[1],
+            positions=self.decoder_positions,
+            device=prompt.device,
+            row_limits=row_limits,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            streamer=streamer,
+        )
+        return config, model_inputs, prompt, plan
 
     def compute_transition_scores(
         self,
