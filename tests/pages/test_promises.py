@@ -173,6 +173,8 @@ def test_the_vocabulary_can_be_resized(made: Any, tmp_path: Path) -> None:
         embedding = model.resize_token_embeddings(count, multiple)
         theirs.resize_token_embeddings(count, multiple)
         assert model.config.vocab_size == len(embedding.weight) == embedding.num_embeddings == expected
+        tied = model.get_output_embeddings().weight is embedding.weight
+        assert tied == model.config.tie_word_embeddings
         found = logits(model)
         assert found.shape == (1, 3, expected)
         assert torch.equal(found[..., : min(size, 20)], before[..., : min(size, 20)])
