@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastspeech.kernels import checks
+from fastspeech.kernels.dispatch import Implementation
 from fastspeech.kernels.embed_sum.reference import embed_sum as _reference
 from fastspeech.kernels.op import Op
 
@@ -14,7 +15,19 @@ def _fake(ids: Tensor, table: Tensor, offsets: Tensor, pad_id: int) -> Tensor:
     return table.new_empty(*ids.shape[:-1], table.shape[1])
 
 
-_op = Op(_reference, _fake, ())
+def _triton_limits(ids: Tensor, table: Tensor, offsets: Tensor, pad_id: int) -> str | None:
+    if table.element_size() > 4:
+        return "float64 is served by the reference"
+    if ids.shape[-1] > 64:
+        return f"{ids.shape[-1]} columns, at most 64 are unrolled"
+    return None
+
+
+_op = Op(
+    _reference,
+    _fake,
+    (Implementation("triton", "fastspeech.kernels.embed_sum.triton", _triton_limits),),
+)
 
 
 def embed_sum(ids: Tensor, table: Tensor, offsets: Tensor, pad_id: int) -> Tensor:
@@ -35,7 +48,7 @@ def embed_sum(ids: Tensor, table: Tensor, offsets: Tensor, pad_id: int) -> Tenso
 
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not fit.
-        IndexError: on the CPU, an id outside the table. On a GPU ids are not looked at before the call.
+        IndexError: on the CPU, an id outside the table. On a GPU such an id adds nothing.
     """
     checks.rank("table", table, 2, "(entries, hidden)")
     checks.floating(table=table)

@@ -20,10 +20,9 @@ def _inputs(
     padded: float = 0.0,
 ) -> dict[str, Any]:
     sizes = torch.tensor(vocabularies)
-    entries = int(sizes.sum()) + 1
     # The last entry is nobody's: that of the padding.
-    pad_id = entries - 1
-    table = torch.randn(entries, hidden, generator=generator, dtype=torch.float64)
+    pad_id = sum(vocabularies)
+    table = torch.randn(pad_id + 1, hidden, generator=generator, dtype=torch.float64)
     drawn = torch.rand(*shape, len(vocabularies), generator=generator)
     ids = (drawn * sizes).long().clamp(max=sizes - 1)
     pads = torch.rand(ids.shape, generator=generator) < padded

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastspeech.kernels import checks
+from fastspeech.kernels.dispatch import Implementation
 from fastspeech.kernels.op import Op
 from fastspeech.kernels.residual_rms_norm.reference import residual_rms_norm as _reference
 
@@ -15,7 +16,19 @@ def _fake(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[
     return total, torch.empty_like(total)
 
 
-_op = Op(_reference, _fake, ())
+def _triton_limits(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> str | None:
+    if x.element_size() > 4:
+        return "float64 is served by the reference"
+    if x.shape[-1] > 16384:
+        return f"{x.shape[-1]} features, at most 16384 fit one program"
+    return None
+
+
+_op = Op(
+    _reference,
+    _fake,
+    (Implementation("triton", "fastspeech.kernels.residual_rms_norm.triton", _triton_limits),),
+)
 
 
 def residual_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,7 @@ def _walk(
 
 
 DYNAMIC = ["q_batch", "q_head", "k_batch", "k_head", "v_batch", "v_head"]
-DYNAMIC += ["q_position_batch", "k_position_batch", "queries", "keys"]
+DYNAMIC += ["q_position_batch", "k_position_batch", "queries", "keys", "zero"]
 
 
 @triton.jit(do_not_specialize=DYNAMIC)
@@ -201,6 +201,7 @@ def _rope_attention(
     k_position_batch,
     queries,
     keys,
+    zero,
     Q_STRIDE: tl.constexpr,
     K_STRIDE: tl.constexpr,
     V_STRIDE: tl.constexpr,
@@ -220,7 +221,10 @@ def _rope_attention(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A tile of M rows: queries, each with its GROUP heads of one key head. Strides of batch and head count units."""
+    """A tile of M rows: queries, each with its GROUP heads of one key head. Strides of batch and head count units.
+
+    `zero` is 0, unknown to the compiler.
+    """
     tiles = tl.cdiv(queries * GROUP, M)
     # The last queries first: where causal they see the most keys.
     start = (tiles - 1 - tl.program_id(0) % tiles) * M
@@ -310,11 +314,14 @@ def _rope_attention(
                 N,
             )
 
+    # What stores need is to be computed here, not kept throughout.
+    row += zero
+    query = row // GROUP
     norm = 1.0 / tl.where(total == 0, 1.0, total)[:, None]
     out += ((b * queries + query) * (KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP) * DIM
     for part in tl.static_range(len(WIDTHS)):
         d = _lanes(part, WIDTHS)
-        tl.store(out + d, (sums[part] * norm).to(out.dtype.element_ty), mask=inside & (d < DIM))
+        tl.store(out + d, (sums[part] * norm).to(out.dtype.element_ty), mask=(query < queries) & (d < DIM))
 
 
 def _widths(head_dim: int) -> tuple[int, ...]:
@@ -408,6 +415,7 @@ def launch(
             k_position_batch,
             queries,
             keys,
+            0,
             Q_STRIDE=q.stride(1),
             K_STRIDE=k.stride(1),
             V_STRIDE=v.stride(1),
