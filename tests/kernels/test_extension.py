@@ -144,6 +144,18 @@ def test_code_for_three_gpus_and_those_to_come_is_inside():
     )
 
 
+@pytest.mark.skipif(extension.refusal("cuda") is not None, reason="the extension has no CUDA side here")
+def test_no_kernel_spills_its_registers():
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    usage = subprocess.check_output([tool, "-res-usage", extension.LIBRARY], text=True)
+    found = re.findall(r"Function (\S+):\n\s*REG:(\d+) STACK:(\d+)", usage)
+    assert len(found) >= 3 * 4
+    for name, registers, stack in found:
+        # sincosf keeps 28 bytes for angles beyond 1e5.
+        assert int(stack) <= (32 if "append_token" in name else 8), name
+        assert int(registers) <= 255, name
+
+
 def plan_build(wanted, *tools, tmp_path):
     """What setup.py says where these are the only tools, and its exit status."""
     for tool in tools:
