@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastspeech.generation.interface import Record
 from fastspeech.kernels import rope_attention
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import Projections, attention
+from fastspeech.layers.clips import by_clip, one_by_one
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import direct, linear
 from fastspeech.layers.residual import add_and_norm
@@ -144,25 +146,36 @@ class MoonshineEncoder(DerivingModule):
         if valid is not None and valid.device.type == "cpu" and int(valid.min()) == frames:
             lengths = None
 
-        x = self.stem(input_values, samples)
-        layers = cast(list[Layer], list(self.layers))
-        following = [*(layer.input_layernorm for layer in layers[1:]), self.layer_norm]
-        h = layers[0].input_layernorm(x)
-        inv_freq = self.inverse_frequencies()
-        states, attentions = [], []
-        for layer, norm in zip(layers, following, strict=True):
-            states.append(x)
-            x, h, weights = layer(x, h, norm, inv_freq, lengths, with_weights)
-            attentions.append(weights)
-        mask = None if valid is None else (torch.arange(frames, device=x.device) < valid[:, None]).int()
+        record = Record(with_states, with_weights)
+        if one_by_one(input_values, record):
+            rows = input_values.split(1)
+            of_row = [None] * len(rows) if samples is None else samples.split(1)
+            last = by_clip(map(self.stem, rows, of_row), lengths, frames, lambda x: self._run(x, None, record))
+        else:
+            last = self._run(self.stem(input_values, samples), lengths, record)
+        mask = None if valid is None else (torch.arange(frames, device=last.device) < valid[:, None]).int()
         output = BaseModelOutput(
-            last_hidden_state=h,
-            hidden_states=(*states, h) if with_states else None,
-            attentions=tuple(attentions) if with_weights else None,
+            last_hidden_state=last,
+            hidden_states=(*record.hidden_states, last) if with_states else None,
+            attentions=tuple(record.attentions) if with_weights else None,
             attention_mask=mask,
         )
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def _run(self, x: Tensor, lengths: Tensor | None, record: Record) -> Tensor:
+        """What leaves the layers for x (B, T, hidden); states of layers and attention weights go to the record."""
+        layers = cast(list[Layer], list(self.layers))
+        following = [*(layer.input_layernorm for layer in layers[1:]), self.layer_norm]
+        h = layers[0].input_layernorm(x)
+        inv_freq = self.inverse_frequencies()
+        for layer, norm in zip(layers, following, strict=True):
+            if record.with_states:
+                record.hidden_states.append(x)
+            x, h, weights = layer(x, h, norm, inv_freq, lengths, record.with_weights)
+            if weights is not None:
+                record.attentions.append(weights)
+        return h
 
     def inverse_frequencies(self) -> Tensor:
         """(pairs,) float32, the angles by which a step of one position turns."""

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastspeech.generation.interface import Record
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import attention
+from fastspeech.layers.clips import by_clip, one_by_one
 from fastspeech.layers.linear import direct
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.speech_to_text.blocks import Projections, SinusoidalPositions, dropped, feed_forward
@@ -136,22 +138,33 @@ class Speech2TextEncoder(nn.Module):
         positions = self.embed_positions(None if mask is None else valid, x.shape[1], 0, x)
         x = F.dropout(torch.add(positions, x, alpha=self.scale), config.dropout, self.training)
 
-        kept = self._kept_layers()
-        norms = [*(layer.self_attn_layer_norm for _, layer in kept), self.layer_norm]
-        h = norms[0](x)
-        states, attentions = [], []
-        for (index, layer), norm in zip(kept, norms[1:], strict=True):
-            states.append(x)
-            x, h, weights = layer(x, h, norm, mask, factors[index], with_weights)
-            attentions.append(weights)
+        record = Record(with_states, with_weights)
+        if one_by_one(x, record):
+            lengths = None if mask is None else cast(Tensor, valid).sum(-1)
+            last = by_clip(x.split(1), lengths, x.shape[1], lambda clip: self._run(clip, None, factors, record))
+        else:
+            last = self._run(x, mask, factors, record)
         output = BaseModelOutput(
-            last_hidden_state=h,
-            hidden_states=(*states, h) if with_states else None,
-            attentions=tuple(attentions) if with_weights else None,
+            last_hidden_state=last,
+            hidden_states=(*record.hidden_states, last) if with_states else None,
+            attentions=tuple(record.attentions) if with_weights else None,
             attention_mask=None if valid is None else valid.int(),
         )
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def _run(self, x: Tensor, mask: Tensor | None, factors: list[Tensor | None], record: Record) -> Tensor:
+        """What leaves the layers for x (B, T, d_model); states of layers and attention weights go to the record."""
+        kept = self._kept_layers()
+        norms = [*(layer.self_attn_layer_norm for _, layer in kept), self.layer_norm]
+        h = norms[0](x)
+        for (index, layer), norm in zip(kept, norms[1:], strict=True):
+            if record.with_states:
+                record.hidden_states.append(x)
+            x, h, weights = layer(x, h, norm, mask, factors[index], record.with_weights)
+            if weights is not None:
+                record.attentions.append(weights)
+        return h
 
     def valid_frames(self, attention_mask: Tensor, frames: int) -> Tensor:
         """(B, frames) bool: the encoder frames of a clip, by the mask (B, T0) of its features.
