@@ -161,19 +161,23 @@ class Layer(DerivingModule):
         attention, mlp = self.self_attn, self.mlp
         scales = self.self_attn_layer_scale.scale, self.mlp_layer_scale.scale
 
+        inward = attention.q_proj, attention.k_proj, attention.v_proj
+        out, first, second = attention.o_proj, mlp.fc1, mlp.fc2
+
         def lay_out() -> list[Map]:
-            inward = attention.q_proj, attention.k_proj, attention.v_proj
             weights = [linear.weight.detach() for linear in inward]
             biases = [linear.bias.detach() for linear in inward if linear.bias is not None]
-            bias = None if attention.o_proj.bias is None else attention.o_proj.bias * scales[0]
+            bias = None if out.bias is None else out.bias * scales[0]
             return [
                 blocked(torch.cat(weights), torch.cat(biases) if biases else None),
-                blocked(attention.o_proj.weight * scales[0][:, None], bias),
-                blocked(mlp.fc1.weight),
-                blocked(mlp.fc2.weight * scales[1][:, None]),
+                blocked(out.weight * scales[0][:, None], bias),
+                blocked(first.weight),
+                blocked(second.weight * scales[1][:, None]),
             ]
 
-        return self._laid_out.get([*attention.parameters(), *mlp.parameters(), *scales], lay_out)
+        maps = *inward, out, first, second
+        biases = [linear.bias for linear in maps if linear.bias is not None]
+        return self._laid_out.get([*(linear.weight for linear in maps), *biases, *scales], lay_out)
 
 
 class Transformer(DerivingModule):
@@ -319,6 +323,8 @@ class MimiModel(PretrainedModel):
         self.encoder_transformer = Transformer(config)
         self.downsample = CausalConv(config.hidden_size, config.hidden_size, 4, 2, bias=False)
         self.quantizer = SplitQuantizer(config)
+        self._pasts = [(conv.past, conv.width) for conv in (*self.encoder.convolutions(), self.downsample)]
+        self._floats = [past * width for past, width in self._pasts]
 
     @staticmethod
     def key_map(name: str) -> str | None:
@@ -336,11 +342,10 @@ class MimiModel(PretrainedModel):
         latents = max(config.sliding_window + 2 * frames - 1, 1)
         capacity = math.ceil(latents / 16) * 16
         shape = (slots, config.num_key_value_heads, capacity, config.head_dim)
-        floats = sum(conv.past * conv.width for conv in self._convolutions())
         # What is made in inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.device(self.device):
             return MimiState(
-                torch.zeros(slots, floats),
+                torch.zeros(slots, sum(self._floats)),
                 [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_hidden_layers)],
                 torch.zeros(slots, dtype=torch.int64),
                 (capacity - config.sliding_window + 1) // 2,
@@ -418,9 +423,8 @@ class MimiModel(PretrainedModel):
         """(rows, frames, hidden) of as many samples (rows, channels, samples) as the rings have room for."""
         pasts = state.pasts if slots is None else state.pasts[slots]
         positions = state.positions if slots is None else state.positions[slots]
-        convs = self._convolutions()
-        split = pasts.split([conv.past * conv.width for conv in convs], dim=1)
-        views = [part.unflatten(1, (conv.past, conv.width)) for part, conv in zip(split, convs, strict=True)]
+        parts = zip(pasts.split(self._floats, dim=1), self._pasts, strict=True)
+        views = [part.unflatten(1, size) for part, size in parts]
 
         x, seen = self.encoder(samples.transpose(1, 2), views[:-1])
         table = None if slots is None else slots[:, None].int()
@@ -440,6 +444,3 @@ class MimiModel(PretrainedModel):
             state.pasts.index_copy_(0, slots, now)
             state.positions.index_copy_(0, slots, positions + latents)
         return x
-
-    def _convolutions(self) -> list[CausalConv]:
-        return [*self.encoder.convolutions(), self.downsample]
