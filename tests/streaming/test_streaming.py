@@ -335,6 +335,24 @@ def test_events_tell_time_text_and_pauses() -> None:
     assert [(event.word, event.start) for event in ends] == [(event.word, event.start) for event in words]
 
 
+def test_the_time_of_an_event_is_that_of_the_last_frame_heard() -> None:
+    """In transformers' order that is two frames before the last that came."""
+    steps = [event for event in alone(tiny.sound(50_000), alignment="hf") if event.kind == "pause"]
+    assert [event.time for event in steps[:5]] == pytest.approx([0.0, 0.0, 0.0, 0.06, 0.14])
+
+
+def test_the_head_s_last_row_is_no_token_of_the_original() -> None:
+    samples = tiny.sound(20_000)
+    model = tiny.model()
+    with torch.no_grad():
+        model.lm_head.weight[-1] = 10 * model.lm_head.weight[5]
+    streams = StreamingTranscriber(model, tiny.processor())
+    slot = streams.open()
+    streams.push(slot, samples)
+    streams.flush(slot)
+    check_same(drain(streams), alone(samples))
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
