@@ -137,7 +137,7 @@ SPEC = OpSpec(
         _case("a ring too short", "edge", 2, 1, 16, 16, 40, pairs=8, window=16),
         _case("the widest head", "edge", 2, 2, 256, 16, 20, columns=2, pairs=128),
         _case("one slot", "edge", 1, 1, 1, 1, 3, window=1),
-        # Kyutai's 2.6B, one stream and many; Mimi's encoder; Moonshine's decoder, a step, a prompt and the encoder's keys.
+        # Kyutai's 2.6B, one stream and many; Mimi's encoder; Moonshine's decoder: a step, a prompt, the encoder's keys.
         _case("kyutai one stream", "model", 1, 32, 64, 384, 5000, pairs=32, window=375),
         _case("kyutai 64 streams", "model", 1, 32, 64, 384, *range(374, 1014, 10), pairs=32, window=375),
         _case("mimi 64 streams", "model", 2, 8, 64, 256, *range(0, 640, 10), pairs=32, window=250),
