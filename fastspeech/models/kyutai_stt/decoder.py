@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from fastspeech.kernels import embed_sum, residual_rms_norm
 from fastspeech.layers.activations import activation
-from fastspeech.layers.decoder import AddAndNorm, Map
+from fastspeech.layers.decoder import AddAndNorm
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import PackedLinear, direct
+from fastspeech.layers.relaid import Map, Product
 from fastspeech.models.kyutai_stt.config import KyutaiSpeechToTextConfig
 
 
@@ -53,9 +54,11 @@ class Attention(DerivingModule):
         self.k_proj, self.v_proj = Wrapped(width, shared), Wrapped(width, shared)
         self._packed = PackedLinear()
 
-    def qkv(self) -> Map:
-        """The function that gives queries, keys and values, concatenated over the last axis."""
-        return self._packed.function((self.q_proj.linear, self.k_proj.linear, self.v_proj.linear))
+    def qkv(self, product: Product | None) -> Map:
+        """The function that gives queries, keys and values, concatenated over the last axis; made by `product` where
+        that is given, else of the parameters as they lie."""
+        maps = self.q_proj.linear, self.k_proj.linear, self.v_proj.linear
+        return self._packed.function(maps) if product is None else product(*maps)
 
 
 class GatedMLP(nn.Module):
@@ -67,9 +70,9 @@ class GatedMLP(nn.Module):
         self.fc2 = nn.Linear(config.ffn_dim // 2, config.hidden_size, bias=False)
         self.activation = activation(config.hidden_act)
 
-    def function(self) -> Map:
+    def function(self, product: Product) -> Map:
         """The sublayer as a function of its present parameters."""
-        up, act, down = direct(self.fc1), self.activation, direct(self.fc2)
+        up, act, down = product(self.fc1), self.activation, product(self.fc2)
 
         def run(h: Tensor) -> Tensor:
             gate, value = up(h).chunk(2, dim=-1)
@@ -99,13 +102,14 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config)
         self.post_attention_layernorm = RMSNorm(config)
 
-    def step(self, next_norm: RMSNorm) -> Step:
-        """The layer as functions of its present parameters."""
+    def step(self, next_norm: RMSNorm, product: Product | None) -> Step:
+        """The layer as functions of its present parameters, its linear maps made by `product` where it is given."""
+        single = product or direct
         return Step(
-            qkv=self.self_attn.qkv(),
-            out=direct(self.self_attn.o_proj.linear),
+            qkv=self.self_attn.qkv(product),
+            out=single(self.self_attn.o_proj.linear),
             norm_mlp=self.post_attention_layernorm.add_and_norm(),
-            mlp=self.mlp.function(),
+            mlp=self.mlp.function(single),
             norm_next=next_norm.add_and_norm(),
         )
 

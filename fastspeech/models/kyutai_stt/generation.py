@@ -45,7 +45,8 @@ class Listening:
     """
 
     def __init__(self, model: Any, samples: Tensor, alignment: Alignment, rows_per_input: int) -> None:
-        inputs, head = len(samples), direct(model.lm_head)
+        inputs = len(samples)
+        head = (model.model.product(inputs * rows_per_input) or direct)(model.lm_head)
         self.rows_per_input = rows_per_input
         self.length = 0
         self.head = head if alignment == "hf" else lambda hidden: head(hidden)[:, :-1]

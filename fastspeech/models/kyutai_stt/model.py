@@ -14,10 +14,12 @@ from fastspeech.checkpoints.weights import StoredTensor
 from fastspeech.generation import GenerationConfig
 from fastspeech.generation.interface import Record
 from fastspeech.kernels import page_append, paged_attention, rope_attention
+from fastspeech.kernels.onednn import through_onednn
 from fastspeech.kernels.rope_attention.reference import rotate, turns
 from fastspeech.layers.attention import attention
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import direct
+from fastspeech.layers.relaid import Product, Relaid
 from fastspeech.models.kyutai_stt.config import KyutaiSpeechToTextConfig
 from fastspeech.models.kyutai_stt.decoder import DecoderState, Embeddings, KeyValueCache, Layer, RMSNorm, Step
 from fastspeech.models.kyutai_stt.generation import KyutaiGeneration
@@ -63,6 +65,7 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config)
         self._inv_freq = Derived()
+        self._relaid = Relaid()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens.embed_tokens
@@ -133,7 +136,7 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
         with torch.inference_mode(False), torch.no_grad(), torch.device(self.device):
             empty = [torch.zeros(2, *shape, dtype=self.dtype).unbind(0) for _ in self.layers]
             pages = [(keys, values) for keys, values in empty]
-            return DecoderState(pages, torch.zeros(slots, dtype=torch.int64), self._steps())
+            return DecoderState(pages, torch.zeros(slots, dtype=torch.int64), self._steps(self.product(slots)))
 
     @torch.no_grad()
     def step(
@@ -244,11 +247,17 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
             cache.advance(count)
         return h
 
-    def _steps(self) -> list[Step]:
-        """The layers as functions of their present parameters."""
+    def product(self, rows: int) -> Product | None:
+        """What makes linear maps for steps of so many rows; None where they are best taken as they are."""
+        if torch.is_grad_enabled() or not through_onednn(self.norm.weight):
+            return None
+        return self._relaid.product(rows)
+
+    def _steps(self, product: Product | None = None) -> list[Step]:
+        """The layers as functions of their present parameters, linear maps made by `product` where it is given."""
         layers = self._layers()
         following = [*(layer.input_layernorm for layer in layers[1:]), self.norm]
-        return [layer.step(norm) for layer, norm in zip(layers, following, strict=True)]
+        return [layer.step(norm, product) for layer, norm in zip(layers, following, strict=True)]
 
     def _first_norm(self) -> Any:
         return self._layers()[0].input_layernorm.add_and_norm()
