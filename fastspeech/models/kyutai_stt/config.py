@@ -160,8 +160,7 @@ class KyutaiSpeechToTextConfig(PretrainedConfig):
 
     The rotary base is read where transformers 5 writes it, in `rope_parameters`, else as `rope_theta`; a saved file
     holds both. Without either it is 10000, as in transformers 5, though the released models have 100000. Only the
-    default rotary type exists here. `max_position_embeddings` and `initializer_range` are kept for the file only:
-    positions have no end, and a new model starts from PyTorch's defaults.
+    default rotary type exists here. `max_position_embeddings` is kept for the file only, as positions have no end.
 
     `from_pretrained` reads the config.json of the original repositories too (see `keys.translate_config`).
 

@@ -18,6 +18,7 @@ from fastspeech.kernels.onednn import through_onednn
 from fastspeech.kernels.rope_attention.reference import rotate, turns
 from fastspeech.layers.attention import attention
 from fastspeech.layers.derived import Derived, DerivingModule
+from fastspeech.layers.initialise import initialise
 from fastspeech.layers.linear import direct
 from fastspeech.layers.relaid import Product, Relaid
 from fastspeech.models.kyutai_stt.config import KyutaiSpeechToTextConfig
@@ -66,6 +67,7 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
         self.norm = RMSNorm(config)
         self._inv_freq = Derived()
         self._relaid = Relaid()
+        initialise(self, config.initializer_range)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens.embed_tokens
@@ -311,6 +313,8 @@ class KyutaiSpeechToTextForConditionalGeneration(KyutaiGeneration, KyutaiSpeechT
             nn.Linear(config.hidden_size, config.extra_heads_dim, bias=False)
             for _ in range(config.extra_heads_num_heads)
         )
+        for head in (self.lm_head, self.extra_heads):
+            initialise(head, config.initializer_range)
         self.codec_model = MimiModel(config.codec_config)
         self.codec_model.generation_config = GenerationConfig.from_model_config(config.codec_config)
 

@@ -206,6 +206,17 @@ def test_records_and_tuples() -> None:
     assert ours(given).past_key_values is None, "gradients are recorded"
 
 
+def test_a_new_model_starts_from_the_spread_its_configuration_says() -> None:
+    config = copy.deepcopy(pair()[1].config)
+    config.initializer_range, config.extra_heads_num_heads = 0.3, 1
+    model = KyutaiSpeechToTextForConditionalGeneration(config)
+    maps = [p for name, p in model.named_parameters() if p.dim() == 2 and not name.startswith("codec_model.")]
+    assert len(maps) == 2 * 6 + 3
+    assert all(0.2 < weight.std() < 0.4 for weight in maps)
+    assert model.model.embed_tokens.embed_tokens.weight[config.audio_pad_token_id].abs().max() == 0
+    assert (model.model.norm.weight == 1).all()
+
+
 def test_what_is_refused() -> None:
     _, ours = pair()
     given = ids(1, 3)
