@@ -106,8 +106,7 @@ class StreamingTranscriber:
         self.sampling_rate = rate
         self.frame_size = config.frame_size
         self._frame_rate = rate / config.frame_size
-        self._prefix = int(extractor.audio_silence_prefix_seconds * rate)
-        self._suffix = int((extractor.audio_delay_seconds + 1.0) * rate)
+        self._prefix, self._suffix = extractor.silent_samples
         self._delay = int(extractor.audio_delay_seconds * self._frame_rate)
         self._streams: dict[int, _Stream] = {}
         self._opened = 0

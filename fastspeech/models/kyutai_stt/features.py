@@ -66,6 +66,12 @@ class KyutaiSpeechToTextFeatureExtractor(FeatureExtractor):
         self.audio_silence_prefix_seconds = audio_silence_prefix_seconds
 
     @property
+    def silent_samples(self) -> tuple[int, int]:
+        """Samples of silence in front of a clip and behind it."""
+        behind = self.audio_delay_seconds + _LEAST_SILENCE_S
+        return int(self.audio_silence_prefix_seconds * self.sampling_rate), int(behind * self.sampling_rate)
+
+    @property
     def chunk_length(self) -> int | None:
         """Samples of a chunk."""
         return None if self.chunk_length_s is None else int(self.chunk_length_s * self.sampling_rate)
@@ -140,8 +146,7 @@ class KyutaiSpeechToTextFeatureExtractor(FeatureExtractor):
             clips = [clip[:max_length] for clip in clips]
             sizes = [len(clip) for clip in clips]
         target = padded_length(sizes, padding, max_length, None)
-        front = int(self.audio_silence_prefix_seconds * self.sampling_rate)
-        behind = int((self.audio_delay_seconds + _LEAST_SILENCE_S) * self.sampling_rate)
+        front, behind = self.silent_samples
         values, masks = [], []
         for clip, size in zip(clips, sizes, strict=True):
             length = size if target is None else max(target, size)
