@@ -69,9 +69,13 @@ def _lay_out(one_row: bool, maps: Sequence[nn.Linear]) -> tuple[Tensor, Tensor |
 
 
 def _tiled(tiles: Tensor, bias: Tensor | None, leaving: int, x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1]).expand(len(tiles), -1, -1)
+    count, entering, width = tiles.shape
+    rows = x.reshape(1, -1, entering).expand(count, -1, -1)
     product = torch.bmm(rows, tiles) if bias is None else torch.baddbmm(bias, rows, tiles)
-    return product.transpose(0, 1).reshape(*x.shape[:-1], -1)[..., :leaving]
+    # One row's tiles lie in order.
+    product = product if x.numel() == entering else product.transpose(0, 1)
+    product = product.reshape(*x.shape[:-1], -1)
+    return product if count * width == leaving else product[..., :leaving]
 
 
 def _blocked(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
