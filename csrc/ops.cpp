@@ -10,10 +10,14 @@ STABLE_TORCH_LIBRARY(fastspeech_csrc, library) {
       "page_append(Tensor keys, Tensor values, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor? table, "
       "Tensor positions, Tensor? counts, Tensor? inv_freq, bool interleaved) -> ()");
   library.def("page_fork(Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor sources, Tensor targets) -> ()");
+  library.def(
+      "paged_attention(Tensor q, Tensor key_pages, Tensor value_pages, Tensor? table, Tensor positions, "
+      "Tensor? inv_freq, bool interleaved, bool causal, int window, float scale, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
   library.impl("residual_vq", TORCH_BOX(&fastspeech::residual_vq_cpu));
   library.impl("page_append", TORCH_BOX(&fastspeech::page_append_cpu));
   library.impl("page_fork", TORCH_BOX(&fastspeech::page_fork_cpu));
+  library.impl("paged_attention", TORCH_BOX(&fastspeech::paged_attention_cpu));
 }

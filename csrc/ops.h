@@ -23,4 +23,10 @@ void page_append_cpu(const Tensor& keys, const Tensor& values, const Tensor& key
 
 void page_fork_cpu(const Tensor& key_pages, const Tensor& value_pages, const Tensor& sources, const Tensor& targets);
 
+// out (rows, tokens, heads, dims), dense like table and positions; inv_freq float32.
+void paged_attention_cpu(const Tensor& q, const Tensor& key_pages, const Tensor& value_pages,
+                         const std::optional<Tensor>& table, const Tensor& positions,
+                         const std::optional<Tensor>& inv_freq, bool interleaved, bool causal, int64_t window,
+                         double scale, const Tensor& out);
+
 }  // namespace fastspeech

@@ -21,20 +21,15 @@ struct Side {
   Strides of_tokens, of_pages;
 };
 
-struct Append {
-  Side keys, values;
+// Where the positions of rows lie in pages, and how they turn the heads of their tokens.
+struct Places {
   const int32_t* table;      // (rows, columns), or null: row r owns page r
   const int64_t* positions;  // (rows), of the first tokens
-  const int64_t* counts;     // (rows), or null
   const float* inv_freq;     // (pairs)
   int64_t rows, tokens, heads, dims, pages, page_size, columns, pairs;
   bool interleaved;
 
-  PORTABLE bool real(int64_t row, int64_t token) const {
-    return positions[row] >= 0 && (counts == nullptr || token < counts[row]);
-  }
-
-  // A page that is not there becomes one that is, lest memory be written that is none of the cache's.
+  // A page that is not there becomes one that is, lest memory be touched that is none of the cache's.
   PORTABLE int64_t page(int64_t row, int64_t position) const {
     const int64_t page = table == nullptr ? row : table[row * columns + position / page_size % columns];
     return page < 0 ? 0 : page < pages ? page : pages - 1;
@@ -49,6 +44,15 @@ struct Append {
 
   PORTABLE float angle(int64_t position, int64_t pair) const {
     return static_cast<float>(position) * inv_freq[pair];
+  }
+};
+
+struct Append : Places {
+  Side keys, values;
+  const int64_t* counts;  // (rows), or null
+
+  PORTABLE bool real(int64_t row, int64_t token) const {
+    return positions[row] >= 0 && (counts == nullptr || token < counts[row]);
   }
 };
 
@@ -73,7 +77,7 @@ PORTABLE inline void move_unit(const Append& append, int64_t unit, const T* from
   }
 }
 
-// Copies of pages (pages, heads, slots, dims) of elements of `size` bytes, or the one half of such copies.
+// Copies of pages (pages, heads, slots, dims).
 struct Fork {
   void* pages;
   Strides strides;

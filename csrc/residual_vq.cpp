@@ -17,11 +17,9 @@
 namespace fastspeech {
 namespace {
 
-constexpr int ENTRIES = 4;      // of a group
+constexpr int ENTRIES = 4;      // of a group, as many as simd.h sums at a time
 constexpr int64_t BLOCK = 16;   // vectors
 constexpr int64_t CHUNK = 128;  // entries
-
-using Four __attribute__((vector_size(ENTRIES * sizeof(float)))) = float;
 
 // The nearest entry so far of a vector.
 struct Best {
@@ -40,39 +38,14 @@ struct Group {
   }
 };
 
-#define SIMD four_lanes
-#define TARGET
-#define LANES 4
-#define ROWS 2
-#include "residual_vq_nearest.h"
-
-#ifdef __x86_64__
-#define SIMD avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define LANES 8
-#define ROWS 2
-#include "residual_vq_nearest.h"
-
-#define SIMD avx512
-#define TARGET __attribute__((target("avx512f")))
-#define LANES 16
-#define ROWS 4
-#include "residual_vq_nearest.h"
-#endif
-
-auto best_nearest() {
-#ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512f")) return avx512::nearest;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::nearest;
-#endif
-  return four_lanes::nearest;
-}
+#define EACH_SIMD "residual_vq_nearest.h"
+#include "each_simd.h"
 
 }  // namespace
 
 void residual_vq_cpu(const Tensor& latents, const Tensor& codebooks, const std::vector<int64_t>& splits,
                      const Tensor& codes, const std::optional<Tensor>&) {
-  static const auto nearest = best_nearest();
+  static const auto nearest = BEST_SIMD(nearest);
   const Codebooks books = codebooks_of(codebooks);
   const int64_t vectors = latents.size(1), size = vectors * books.dim;
   const float* latent = latents.const_data_ptr<float>();

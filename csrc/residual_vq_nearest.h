@@ -1,39 +1,4 @@
-// The nearest entries, for one set of vector registers: included once for each, with its namespace SIMD, TARGET (the
-// attribute of its functions), LANES (values of a register) and ROWS (vectors whose sums the registers hold).
-
-namespace SIMD {
-
-using Lanes __attribute__((vector_size(LANES * sizeof(float)))) = float;
-using Unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias)) = float;
-
-// LANES values, or the `count` that are left of a vector and zeros.
-TARGET inline Lanes load(const float* at, int64_t count = LANES) {
-  if (count >= LANES) return *reinterpret_cast<const Unaligned*>(at);
-  Lanes lanes{};
-  std::memcpy(&lanes, at, count * sizeof(float));
-  return lanes;
-}
-
-TARGET inline Four fold(const Lanes& lanes) {
-#if LANES == 16
-  using Eight __attribute__((vector_size(8 * sizeof(float)))) = float;
-  const Eight half = __builtin_shufflevector(lanes, lanes, 0, 1, 2, 3, 4, 5, 6, 7) +
-                     __builtin_shufflevector(lanes, lanes, 8, 9, 10, 11, 12, 13, 14, 15);
-  return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
-#elif LANES == 8
-  return __builtin_shufflevector(lanes, lanes, 0, 1, 2, 3) + __builtin_shufflevector(lanes, lanes, 4, 5, 6, 7);
-#else
-  return lanes;
-#endif
-}
-
-// The sum of the lanes of each of four.
-TARGET inline Four sums_of(const Lanes (&of)[ENTRIES]) {
-  const Four a = fold(of[0]), b = fold(of[1]), c = fold(of[2]), d = fold(of[3]);
-  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-}
+// The nearest entries, for one set of vector registers (each_simd.h).
 
 // The squares of a group of entries, one entry after the other: this pass is the first to read them from memory.
 template <bool WHOLE>
@@ -53,7 +18,8 @@ TARGET inline Four squares_of(const float* const* entries, int64_t dim) {
 // COUNT vectors against a group of entries. WHOLE: the dimension is a multiple of LANES. A function of its own, lest
 // the sums lose their registers to what stands around it.
 template <int COUNT, bool WHOLE>
-TARGET __attribute__((noinline)) void compare(const float* residuals, const Group& group, const Four& squares, int64_t dim, Best* best) {
+TARGET __attribute__((noinline)) void compare(const float* residuals, const Group& group, const Four& squares,
+                                              int64_t dim, Best* best) {
   Lanes sums[COUNT][ENTRIES] = {};
   for (int64_t at = 0; at < dim; at += LANES) {
     Lanes entry[ENTRIES];
@@ -108,10 +74,3 @@ TARGET void nearest(const float* residuals, int64_t vectors, const Codebooks& co
   else
     nearest_among<false>(residuals, vectors, codebooks, level, begin, end, best);
 }
-
-}  // namespace SIMD
-
-#undef SIMD
-#undef TARGET
-#undef LANES
-#undef ROWS

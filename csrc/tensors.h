@@ -26,25 +26,37 @@ inline Codebooks codebooks_of(const Tensor& codebooks) {
   return {codebooks.const_data_ptr<float>(), codebooks.size(0), codebooks.size(1), codebooks.size(2)};
 }
 
+// Of tokens (rows, tokens, heads, dims), in pages (pages, key/value heads, page_size, dims).
+inline Places places_of(const Tensor& tokens, const Tensor& pages, const std::optional<Tensor>& table,
+                        const Tensor& positions, const std::optional<Tensor>& inv_freq, bool interleaved) {
+  return {
+      data_of<int32_t>(table),
+      positions.const_data_ptr<int64_t>(),
+      data_of<float>(inv_freq),
+      tokens.size(0),
+      tokens.size(1),
+      pages.size(1),
+      pages.size(3),
+      pages.size(0),
+      pages.size(2),
+      table ? table->size(1) : 1,
+      inv_freq ? inv_freq->size(0) : 0,
+      interleaved,
+  };
+}
+
+inline Side side_of(const Tensor& tokens, const Tensor& pages) {
+  return {tokens.const_data_ptr(), pages.mutable_data_ptr(), strides_of(tokens), strides_of(pages)};
+}
+
 inline Append append_of(const Tensor& keys, const Tensor& values, const Tensor& key_pages, const Tensor& value_pages,
                         const std::optional<Tensor>& table, const Tensor& positions,
                         const std::optional<Tensor>& counts, const std::optional<Tensor>& inv_freq, bool interleaved) {
   return {
-      {keys.const_data_ptr(), key_pages.mutable_data_ptr(), strides_of(keys), strides_of(key_pages)},
-      {values.const_data_ptr(), value_pages.mutable_data_ptr(), strides_of(values), strides_of(value_pages)},
-      data_of<int32_t>(table),
-      positions.const_data_ptr<int64_t>(),
+      places_of(keys, key_pages, table, positions, inv_freq, interleaved),
+      side_of(keys, key_pages),
+      side_of(values, value_pages),
       data_of<int64_t>(counts),
-      data_of<float>(inv_freq),
-      keys.size(0),
-      keys.size(1),
-      keys.size(2),
-      keys.size(3),
-      key_pages.size(0),
-      key_pages.size(2),
-      table ? table->size(1) : 1,
-      inv_freq ? inv_freq->size(0) : 0,
-      interleaved,
   };
 }
 

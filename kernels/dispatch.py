@@ -64,20 +64,25 @@ class Implementation:
 
     `module` holds `launch(*args)`, which takes the reference's arguments, and is imported at the first call it
     serves. `limits(*args)` gives the reason why a call cannot be served, or None. `on_cpu`: whether `auto` takes it for
-    CPU tensors, as it does where `pytest bench` shows it to be faster than the reference.
+    CPU tensors, as it does where `pytest bench` shows it to be faster than the reference; `on_cuda`: whether it takes
+    CUDA tensors at all.
     """
 
     name: str
     module: str
     limits: Callable[..., str | None]
     on_cpu: bool = False
+    on_cuda: bool = True
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
 
     def refusal(self, args: tuple[Any, ...]) -> str | None:
         """Why this implementation cannot serve a call with `args`; None where it can."""
-        return device_refusal(self.name, args[0].device) or self.limits(*args)
+        device = args[0].device
+        if device.type == "cuda" and not self.on_cuda:
+            return f"its {self.name} implementation takes CPU tensors only"
+        return device_refusal(self.name, device) or self.limits(*args)
 
 
 def interpreting() -> bool:

@@ -113,7 +113,7 @@ def table() -> str:
     """The table of ops in Markdown."""
     lines = ["| op | what it computes | kernels | dtypes | cases |", "|---|---|---|---|---|"]
     for spec in all_specs():
-        kernels = ", ".join(i.name for i in OPS[spec.name].implementations)
+        kernels = ", ".join(i.name if i.on_cuda else f"{i.name} (CPU)" for i in OPS[spec.name].implementations)
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in spec.dtypes)
         lines.append(f"| `{spec.name}` | {spec.summary} | {kernels} | {dtypes} | {len(spec.cases)} |")
     return "\n".join(lines)

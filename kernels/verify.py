@@ -251,7 +251,8 @@ def plan(spec: OpSpec, backend: str, device: str = "cpu", seed: int = 0) -> Iter
 
     The cases of released models take a GPU. On the CPU the reference is its own measure, and allocates as it likes.
     """
-    served = backend == "reference" or any(i.name == backend for i in OPS[spec.name].implementations)
+    named = [i for i in OPS[spec.name].implementations if i.name == backend]
+    served = backend == "reference" or any(i.on_cuda or device == "cpu" for i in named)
     for case in spec.cases if served else ():
         if case.kind == "model" and device == "cpu":
             continue

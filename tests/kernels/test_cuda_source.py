@@ -15,7 +15,9 @@ from fastspeech.kernels.spec import all_specs
 HERE = Path(__file__).parent / "cuda_on_cpu"
 CSRC = Path(__file__).parents[2] / "csrc"
 COMPILER = shutil.which("g++")
-SERVED = [spec.name for spec in all_specs() if any(i.name == "cuda" for i in OPS[spec.name].implementations)]
+SERVED = [
+    spec.name for spec in all_specs() if any(i.name == "cuda" and i.on_cuda for i in OPS[spec.name].implementations)
+]
 VERIFY = """
 import sys
 from pathlib import Path
@@ -31,8 +33,9 @@ def library(tmp_path_factory):
     torch_at = Path(torch.__file__).parent
     flags = ["-O1", "-std=c++20", "-fPIC", "-w", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     include = [f"-I{HERE}", f"-I{torch_at / 'include'}"]
-    for source in (HERE / "ops.cpp", CSRC / "ops.cpp"):
-        target = made / f"{source.parent.name}.o"
+    # paged_attention has no CUDA side, and is registered with the others.
+    for source in (HERE / "ops.cpp", CSRC / "ops.cpp", CSRC / "paged_attention.cpp"):
+        target = made / f"{source.parent.name}-{source.stem}.o"
         subprocess.run([COMPILER, *flags, *include, "-c", source, "-o", target], check=True)
     libraries = [f"-L{torch_at / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lpthread"]
     subprocess.run([COMPILER, "-shared", "-o", made / "library.so", *made.glob("*.o"), *libraries], check=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import kernel_seeds
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from fastspeech.kernels import BackendError, backend, conformer_conv, dispatch, use_backend
 from fastspeech.kernels.dispatch import Implementation, device_refusal
@@ -106,6 +107,14 @@ def test_auto_serves_the_cpu_by_what_is_marked_for_it_and_else_by_the_reference_
     assert not dispatch.choose_inline(op, (x,))
     with use_backend("reference"):
         assert dispatch.choose_inline(op, (x,))
+
+
+def test_an_implementation_for_the_cpu_alone_says_so(monkeypatch):
+    monkeypatch.setattr(dispatch.extension, "refusal", lambda device_type: None)
+    for_cpu = Implementation("cuda", "none", lambda *args: None, on_cuda=False)
+    assert for_cpu.refusal((torch.zeros(1),)) is None
+    with FakeTensorMode():
+        assert "CPU tensors only" in for_cpu.refusal((torch.empty(1, device="cuda"),))
 
 
 def test_what_the_extension_needs(monkeypatch):
