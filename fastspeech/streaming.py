@@ -56,8 +56,8 @@ class StreamingTranscriber:
 
     A stream's result is what it would be alone, however its audio is cut into pushes and whatever the other streams do;
     but matrix products may be summed in another order where other rows are beside it, which can tip a token whose
-    probability was equal to the last bits with another's. Of one step, only the tokens leave the device. Calls are
-    for one thread.
+    probability was equal to the last bits with another's. Of one step, only tokens and pauses leave the device. Calls
+    are for one thread.
 
     The silences that the checkpoint was trained with, which its feature extractor states, are put around each stream;
     times do not count them. They have the model's resolution of a frame (80 ms), and follow the rule of Kyutai's server
@@ -69,7 +69,8 @@ class StreamingTranscriber:
         slots: streams at once. The memory for all is taken now.
         alignment: "moshi", the order in which the original feeds frames to the model: the published error rates were
             measured with it, and its text comes earliest. "hf": transformers', two frames (160 ms) later, since it
-            hears the first frame twice and feeds each a step late; the tokens are then those of `generate`.
+            hears the first frame twice and feeds each a step late; the tokens are then those of `generate` with
+            `audio_window_size=1`.
         max_queue_s: the most audio a slot may have waiting, in seconds.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_cohere
 import torch
 from numpy.typing import NDArray
 
@@ -365,3 +366,12 @@ def test_the_head_s_last_row_is_no_token_of_the_original() -> None:
 def test_wrong_arguments(options: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         transcriber(**options)
+
+
+def test_another_model_and_another_rate() -> None:
+    with pytest.raises(ValueError, match="only Kyutai STT models can be streamed, not cohere_asr"):
+        StreamingTranscriber(tiny_cohere.model(), tiny_cohere.processor())
+    processor = tiny.processor()
+    processor.feature_extractor.sampling_rate = 16000
+    with pytest.raises(ValueError, match="the feature extractor is for 16000 Hz, the model for 24000 Hz"):
+        StreamingTranscriber(MODEL, processor)
