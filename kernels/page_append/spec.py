@@ -116,6 +116,7 @@ SPEC = OpSpec(
         _case("all rows idle", "edge", 1, 2, 16, 16, -1, -3, columns=2, pairs=8),
         _case("a row without tokens", "edge", 3, 2, 16, 8, 0, 9, -1, counts=(3, 0, 2), columns=2),
         _case("a whole ring at once", "edge", 16, 1, 8, 16, 23, 0, pairs=4),
+        _case("two hours in", "edge", 1, 2, 16, 16, 90000, 90001, pairs=8),
         _case("one token, one slot", "edge", 1, 1, 1, 1, 5),
         # Kyutai's 2.6B at 64 streams on rings of its window, Mimi's two latents a frame, a prompt for pages of 16.
         _case("kyutai 64 streams", "model", 1, 32, 64, 384, *range(100, 740, 10), pairs=32, interleaved=True),
