@@ -93,22 +93,11 @@ def rope_attention(
         raise ValueError(f"{kv_heads} key/value heads do not divide {heads} heads")
     if window < 0 or (window and not causal):
         raise ValueError(f"window must be 0, or positive with causal=True; got {window}")
-    _check_rotation(q, inv_freq)
+    checks.rotation(inv_freq, q)
     for name, positions, tokens in (("q_positions", q_positions, queries), ("k_positions", k_positions, keys)):
         _check_positions(name, positions, batch, tokens, q.device)
     scale = head_dim**-0.5 if scale is None else scale
     return _op(q, k, v, inv_freq, q_positions, k_positions, lengths, causal, window, interleaved, scale)
-
-
-def _check_rotation(q: Tensor, inv_freq: Tensor | None) -> None:
-    if inv_freq is None:
-        return
-    if inv_freq.dim() != 1 or 2 * len(inv_freq) > q.shape[3]:
-        raise ValueError(f"inv_freq must be (pairs,), at most {q.shape[3] // 2} of them, got {tuple(inv_freq.shape)}")
-    if inv_freq.dtype not in (torch.float32, q.dtype) or inv_freq.device != q.device:
-        raise ValueError(
-            f"inv_freq must be float32 or {q.dtype} on {q.device}, got {inv_freq.dtype}, {inv_freq.device}"
-        )
 
 
 def _check_positions(name: str, positions: Tensor | None, batch: int, tokens: int, device: torch.device) -> None:
