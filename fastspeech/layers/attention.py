@@ -54,7 +54,11 @@ def attention(
     """
     groups = q.shape[1] // k.shape[1]
     if not with_weights:
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=groups > 1)
+        single = q.shape[2] == 1 and groups == 1 and not (causal or dropout)
+        if single and q.dtype == torch.float32 and q.is_cpu and k.is_contiguous() and v.is_contiguous():
+            out = _of_single_queries(q, k, v, mask)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=groups > 1)
         if head_mask is not None:
             out = out * head_mask.to(q.dtype)[:, None, None]
         return out.transpose(1, 2).flatten(2), None
@@ -70,3 +74,15 @@ def attention(
         weights = weights * head_mask.to(q.dtype)[:, None, None]
     out = F.dropout(weights, dropout) @ v if dropout else weights @ v
     return out.transpose(1, 2).flatten(2), weights
+
+
+def _of_single_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """(batch, heads, 1, head_dim), as `attention`. PyTorch's fused kernel for the CPU is made for many queries: where
+    there is one a row, two products read keys and values 1.1 to 1.6 times as fast."""
+    batch, heads, keys, head_dim = k.shape
+    scores = torch.bmm(q.reshape(-1, 1, head_dim) * head_dim**-0.5, k.flatten(0, 1).transpose(1, 2))
+    if mask is not None:
+        scores = scores.view(batch, heads, 1, keys)
+        scores = (scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)).flatten(0, 1)
+    # As the fused kernel: a query that sees no key gives 0.
+    return torch.bmm(torch._safe_softmax(scores, -1), v.flatten(0, 1)).view(batch, heads, 1, head_dim)

@@ -27,11 +27,12 @@ def test_unknown_activation() -> None:
         activation("swosh")
 
 
+@pytest.mark.parametrize("queries", [5, 1])
 @pytest.mark.parametrize("kv_heads", [6, 3, 1])
 @pytest.mark.parametrize("kind", ["none", "causal", "boolean", "added"])
-def test_attention_with_and_without_weights(kind: str, kv_heads: int) -> None:
+def test_attention_with_and_without_weights(kind: str, kv_heads: int, queries: int) -> None:
     torch.manual_seed(0)
-    queries, keys = 5, 5 if kind == "causal" else 9
+    keys = 5 if kind == "causal" else 9
     q = torch.randn(2, 6, queries, 20, requires_grad=True)
     k, v = (torch.randn(2, kv_heads, keys, 20, requires_grad=True) for _ in range(2))
     seen = torch.rand(2, 1, queries, keys) > 0.3
@@ -50,6 +51,17 @@ def test_attention_with_and_without_weights(kind: str, kv_heads: int) -> None:
     found, expected = (torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (shown, plain))
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("queries", [5, 1])
+@pytest.mark.parametrize("added", [True, False])
+def test_a_query_that_sees_no_key_gives_0(queries: int, added: bool) -> None:
+    q, k = torch.randn(2, 3, queries, 8), torch.randn(2, 3, 6, 8)
+    seen = torch.tensor([False, True])[:, None, None, None].expand(2, 1, 1, 6)
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf) if added else seen
+    out, _ = attention(q, k, k, mask)
+    assert not out[0].any()
+    torch.testing.assert_close(out[1:], attention(q[1:], k[1:], k[1:])[0])
 
 
 def test_attention_drops_weights() -> None:
