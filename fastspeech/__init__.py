@@ -56,6 +56,7 @@ _HOME = {
     "Tokenizer": "checkpoints",
     "Wav2Vec2FeatureExtractor": "models.moonshine",
     "Wav2Vec2Processor": "models.moonshine",
+    "from_transformers": "integrations.transformers",
     "load_audio": "audio",
     "pipeline": "pipelines",
     "use_backend": "kernels",
