@@ -123,7 +123,7 @@ SPEC = OpSpec(
         _case("cross", "ordinary", 1, 2, 16, 48, 47, 30, causal=False),
         _case("head of 36", "odd", 1, 3, 36, 11, 37, 6, 30, columns=4, pairs=16, interleaved=True),
         _case("head of 52", "odd", 3, 3, 52, 83, 64, 19, pairs=23, interleaved=True),
-        _case("head of 9", "odd", 2, 3, 9, 7, 12, 4, kv_heads=1, columns=3, pairs=4, window=5),
+        _case("head of 9", "odd", 2, 3, 9, 7, 12, 4, kv_heads=1, columns=3, pairs=4, window=5, interleaved=True),
         _case("a prompt of 19", "odd", 19, 1, 20, 5, 9, 0, columns=6, pairs=7),
         _case("windowed groups", "odd", 3, 6, 20, 37, 150, 33, kv_heads=2, window=29, pairs=9),
         _case("cross of three to one", "odd", 3, 2, 12, 29, -2, 20, -3, causal=False),
