@@ -80,6 +80,12 @@ def _lanes(part, WIDTHS: tl.constexpr):
 
 
 @triton.jit
+def _zeros(M: tl.constexpr, N: tl.constexpr):
+    """Triton 3.6 takes an element of a tuple for a size only under a name."""
+    return tl.zeros((M, N), tl.float32)
+
+
+@triton.jit
 def _add_product(c, held, q, own, x, rows, DIM: tl.constexpr, WIDTHS: tl.constexpr, CHUNK: tl.constexpr):
     """c + Q X^T, with X at offsets `rows` of x, and Q `held` in parts, or read at offsets `own` of q in chunks."""
     if CHUNK == 0:
@@ -195,7 +201,7 @@ def _relpos_attention(
         d = _lanes(part, WIDTHS)[None, :]
         if CHUNK == 0:
             held += (tl.load(q + d + own, mask=d < DIM, other=0.0),)
-        sums += (tl.zeros((M, WIDTHS[part]), tl.float32),)
+        sums += (_zeros(M, WIDTHS[part]),)
     highest = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
 

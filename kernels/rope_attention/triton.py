@@ -136,16 +136,19 @@ def _walk(
     for j in range(begin, end, N):
         key = j + tl.arange(0, N)[:, None]
         inside = key < length if MASKED else key >= 0
-        rows = key.to(tl.int64)
+        # One long offset a tile, and short ones for its rows.
+        k_tile = k + tl.cast(j, tl.int64) * K_STRIDE
+        v_tile = v + tl.cast(j, tl.int64) * V_STRIDE
+        rows = tl.arange(0, N)[:, None]
         s = tl.zeros((M, N), tl.float32)
         for part in tl.static_range(len(WIDTHS)):
             d = _lanes(part, WIDTHS)
             if PAIRS > 0:
                 position = _position(k_positions, key, key, inside)
                 cosine, sine = turns(inv_freq, position, d, PAIRS, INTERLEAVED)
-                keys = _turned(k, rows * K_STRIDE, inside, d, cosine, sine, K_DIM, PAIRS, INTERLEAVED)
+                keys = _turned(k_tile, rows * K_STRIDE, inside, d, cosine, sine, K_DIM, PAIRS, INTERLEAVED)
             else:
-                keys = tl.load(k + rows * K_STRIDE + d, mask=inside & (d < K_DIM), other=0.0)
+                keys = tl.load(k_tile + rows * K_STRIDE + d, mask=inside & (d < K_DIM), other=0.0)
             s = tl.dot(held[part], tl.trans(keys), s, input_precision="ieee")
         if MASKED:
             column = j + tl.arange(0, N)[None, :]
@@ -170,14 +173,14 @@ def _walk(
         faded = ()
         for part in tl.static_range(len(WIDTHS)):
             d = _lanes(part, WIDTHS)
-            values = tl.load(v + rows * V_STRIDE + d, mask=inside & (d < DIM), other=0.0)
+            values = tl.load(v_tile + rows * V_STRIDE + d, mask=inside & (d < DIM), other=0.0)
             faded += (tl.dot(p, values, sums[part] * fade[:, None], input_precision="ieee"),)
         sums = faded
     return highest, total, sums
 
 
 DYNAMIC = ["q_batch", "q_head", "k_batch", "k_head", "v_batch", "v_head"]
-DYNAMIC += ["q_position_batch", "k_position_batch", "queries", "keys", "zero"]
+DYNAMIC += ["q_position_batch", "k_position_batch", "queries", "keys"]
 
 
 @triton.jit(do_not_specialize=DYNAMIC)
@@ -201,7 +204,6 @@ def _rope_attention(
     k_position_batch,
     queries,
     keys,
-    zero,
     Q_STRIDE: tl.constexpr,
     K_STRIDE: tl.constexpr,
     V_STRIDE: tl.constexpr,
@@ -221,10 +223,7 @@ def _rope_attention(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """A tile of M rows: queries, each with its GROUP heads of one key head. Strides of batch and head count units.
-
-    `zero` is 0, unknown to the compiler.
-    """
+    """A tile of M rows: queries, each with its GROUP heads of one key head. Strides of batch and head count units."""
     tiles = tl.cdiv(queries * GROUP, M)
     # The last queries first: where causal they see the most keys.
     start = (tiles - 1 - tl.program_id(0) % tiles) * M
@@ -314,14 +313,11 @@ def _rope_attention(
                 N,
             )
 
-    # What stores need is to be computed here, not kept throughout.
-    row += zero
-    query = row // GROUP
     norm = 1.0 / tl.where(total == 0, 1.0, total)[:, None]
     out += ((b * queries + query) * (KV_HEADS * GROUP) + kv_head * GROUP + row % GROUP) * DIM
     for part in tl.static_range(len(WIDTHS)):
         d = _lanes(part, WIDTHS)
-        tl.store(out + d, (sums[part] * norm).to(out.dtype.element_ty), mask=(query < queries) & (d < DIM))
+        tl.store(out + d, (sums[part] * norm).to(out.dtype.element_ty), mask=inside & (d < DIM))
 
 
 def _widths(head_dim: int) -> tuple[int, ...]:
@@ -415,7 +411,6 @@ def launch(
             k_position_batch,
             queries,
             keys,
-            0,
             Q_STRIDE=q.stride(1),
             K_STRIDE=k.stride(1),
             V_STRIDE=v.stride(1),
