@@ -12,11 +12,11 @@ from transformers.models.kyutai_speech_to_text import modeling_kyutai_speech_to_
 import fastspeech
 
 FRAME = 1920
-STEPS = 8
+STEPS = 5
 """Steps that are timed together, so that neither side's set-up counts."""
 
-BEFORE = 120
-"""Steps before those: half of the codec's window and a third of the decoder's."""
+BEFORE = 60
+"""Steps before those, which fill half of the codec's window and a sixth of the decoder's."""
 
 
 @pytest.fixture(scope="module")
