@@ -25,6 +25,7 @@ _HOME = {
     "CohereAsrModel": "models.cohere_asr",
     "CohereAsrPreTrainedModel": "models.cohere_asr",
     "CohereAsrProcessor": "models.cohere_asr",
+    "Engine": "engine",
     "GenerationConfig": "generation",
     "KyutaiSpeechToTextConfig": "models.kyutai_stt",
     "KyutaiSpeechToTextFeatureExtractor": "models.kyutai_stt",

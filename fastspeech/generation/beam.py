@@ -123,7 +123,7 @@ class _Beams:
         inputs, vocabulary = self._scores.shape[0], log_probs.shape[1]
         totals = (log_probs.view(inputs, self.beams, vocabulary) + self._scores[:, :, None]).flatten(1)
         if self.plan.do_sample:
-            chosen = torch.multinomial(totals.softmax(-1), self.candidates)
+            chosen = torch.multinomial(totals.softmax(-1), self.candidates, generator=self.plan.generator)
             scores = totals.gather(1, chosen)
         else:
             scores, chosen = totals.topk(self.candidates)

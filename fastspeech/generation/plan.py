@@ -40,6 +40,7 @@ class Plan:
         criteria: that end sequences besides eos and max_length.
         as_record: whether a record is returned, not the sequences alone.
         record_scores, record_logits, record_attentions, record_states: whether each step's are in it.
+        generator: of the numbers that are drawn by; None for PyTorch's own.
         rows_may_leave: whether ended sequences may leave the batch; not where the caller's functions know rows by
             their place, nor where a record returns the scores and the cache of all of them.
     """
@@ -62,6 +63,7 @@ class Plan:
     record_attentions: bool
     record_states: bool
     rows_may_leave: bool
+    generator: torch.Generator | None = None
 
     def record(self) -> Record | None:
         """What takes a step's attention weights and hidden states; None where neither is asked for."""

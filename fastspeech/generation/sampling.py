@@ -36,7 +36,7 @@ def sample(cache: DecoderCache | PagedCache, prompt: torch.Tensor, plan: Plan) -
     logits: list[torch.Tensor] | None = [] if plan.record_logits else None
     # Without a token that ends sequences there is none to mark the end: such rows go on, as in transformers.
     marked = bool(plan.eos) or limits is not None
-    draw = _Draw(rows) if plan.do_sample else None
+    draw = _Draw(rows, plan.generator) if plan.do_sample else None
     untouched = draw is None and not plan.rules and scores is None and logits is None
     if plan.streamer is not None:
         plan.streamer.put(prompt.cpu())
@@ -111,16 +111,17 @@ def _staying(running: list[bool], rows_per_input: int) -> list[int] | None:
 class _Draw:
     """Draws one token a row, the same ones whether or not other rows have left the batch."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, generator: torch.Generator | None) -> None:
         self.rows = rows
+        self.generator = generator
         self.probabilities: torch.Tensor | None = None
 
     def __call__(self, scores: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         probabilities = scores.softmax(-1)
         if len(places) == self.rows:
-            return torch.multinomial(probabilities, 1).squeeze(1)
+            return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(1)
         # The generator gives every row its numbers by its place, so the rows that left are drawn for too.
         if self.probabilities is None:
             self.probabilities = scores.new_ones(self.rows, scores.shape[1])
         self.probabilities.index_copy_(0, places, probabilities)
-        return torch.multinomial(self.probabilities, 1).squeeze(1)[places]
+        return torch.multinomial(self.probabilities, 1, generator=self.generator).squeeze(1)[places]

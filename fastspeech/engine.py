@@ -1,0 +1,631 @@
+"""Many requests at once on one model: each joins when there is room and leaves when it is done.
+
+Recordings are loaded, and their features taken, by workers ahead of the model. Encoder batches are made of chunks of
+about the same length. All texts that are being written, of whatever length and by whatever search, are one batch of
+the decoder, each at its own position over the pages of one pool: a request writes what `model.generate` alone writes.
+"""
+
+import asyncio
+import atexit
+import itertools
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, as_completed
+from dataclasses import dataclass, field, replace
+from inspect import signature
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastspeech.generation.beam import beam_search
+from fastspeech.generation.interface import Ask, Search
+from fastspeech.generation.pages import PagedCache, PagePool
+from fastspeech.generation.plan import Plan
+from fastspeech.generation.sampling import sample
+from fastspeech.layers import paged
+from fastspeech.outputs import BaseModelOutput
+from fastspeech.recognition import PROMPT_OPTIONS, Chunk, Recogniser, Recording
+from fastspeech.transcripts import Transcript
+
+_CPU_POOL_BYTES = 1 << 30
+
+_WITHOUT_A_PLACE = ("streamer", "assistant_model", "custom_generate", "return_dict_in_generate", "num_return_sequences")
+"""Arguments of `generate` that ask for more than a text."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of a request went, in seconds: until a worker took it, to load it, to take its features, in the
+    encoder, in the decoder, and in all; `audio` is how long it is. Work in a batch counts in full for each in it."""
+
+    queued: float
+    loaded: float
+    features: float
+    encoded: float
+    decoded: float
+    total: float
+    audio: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was said, and how long it took to find out."""
+
+    transcript: Transcript
+    timing: Timing
+
+    @property
+    def text(self) -> str:
+        return self.transcript.text
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an engine has done so far.
+
+    Attributes:
+        requests, failed, cancelled: how many came to an end, and how.
+        audio: seconds of it that were transcribed.
+        busy: seconds in which there was work.
+        tokens: that were read by the decoder.
+        peak_pages, pages: of the pool.
+    """
+
+    requests: int
+    failed: int
+    cancelled: int
+    audio: float
+    busy: float
+    tokens: int
+    peak_pages: int
+    pages: int
+
+    @property
+    def realtime(self) -> float:
+        """Seconds of audio for each second of work."""
+        return self.audio / self.busy if self.busy else 0.0
+
+
+class Handle:
+    """A request on its way: `result()` waits for it, as `await handle` does; `cancel()` gives it up."""
+
+    def __init__(self, request: "_Request", engine: "Engine") -> None:
+        self._request = request
+        self._engine = engine
+
+    def result(self, timeout: float | None = None) -> Result:
+        """What was said.
+
+        Raises:
+            AudioError: the recording cannot be used.
+            ValueError: an argument that the model does not know, or more than the engine's memory can ever hold.
+            concurrent.futures.CancelledError: it was given up.
+            TimeoutError: not within `timeout` seconds.
+            Any exception of the request's own rules and criteria.
+        """
+        return self._request.future.result(timeout)
+
+    def cancel(self) -> bool:
+        """Give the request up, at the next step of the model at the latest. False where it has come to its end."""
+        return self._engine._cancel(self._request)
+
+    def done(self) -> bool:
+        """Whether it has come to an end, of whatever kind."""
+        return self._request.future.done()
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        return asyncio.wrap_future(self._request.future).__await__()
+
+
+@dataclass(eq=False)
+class _Request:
+    audio: Any
+    number: int
+    prompt: dict[str, Any]
+    options: dict[str, Any]
+    details: tuple[bool, bool]
+    seed: int | None
+    progress: Callable[[float, float], None] | None
+    future: "Future[Result]" = field(default_factory=Future)
+    cancelled: bool = False
+    recording: Recording | None = None
+    taken: bool = False
+    waiting: int = 0
+    samples: int = 0
+    submitted: float = field(default_factory=time.perf_counter)
+    times: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, what: str, seconds: float) -> None:
+        self.times[what] = self.times.get(what, 0.0) + seconds
+
+
+@dataclass(eq=False)
+class _Job:
+    """A chunk of a request, from its features to its tokens."""
+
+    request: _Request
+    chunk: Chunk
+    inputs: dict[str, Any]
+    prompt: Tensor
+    plan: Plan
+    encoded: Tensor | None = None
+    cache: PagedCache | None = None
+    search: Search | None = None
+    ask: Ask | None = None
+    left: bool = False
+
+
+class Engine:
+    """Transcribes recordings as they are submitted, from any thread.
+
+        with Engine(model, processor) as engine:
+            handles = [engine.submit(path, language="en") for path in paths]
+            for handle in engine.as_completed(handles):
+                print(handle.result().text)
+
+    A text is that of `model.generate` with the chunk alone; but matrix products may be summed in another order where
+    other rows are beside it, which can tip a token whose score was equal to the last bits with another's.
+
+    Args:
+        model: an encoder-decoder of the library.
+        processor: of the model.
+        memory: bytes of the pages that keys and values are kept in; by default 1 GiB on the CPU, and on a GPU
+            `gpu_memory_fraction` of what is free.
+        gpu_memory_fraction: see `memory`.
+        page_size: tokens of a page.
+        max_rows: hypotheses in the decoder at once, over all requests.
+        max_seconds: of audio in one batch of the encoder, padding included; a longer chunk is a batch of its own. By
+            default 120 on a GPU; a CPU, which one chunk keeps busy, encodes them one by one.
+        workers: threads that load recordings and take features.
+        ahead: seconds of audio that are loaded and wait for the model, at most; further recordings wait to be loaded.
+        max_tokens_per_second: as in `pipeline`.
+
+    Raises:
+        ValueError: another kind of model, or an argument out of range.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        memory: int | None = None,
+        gpu_memory_fraction: float = 0.5,
+        page_size: int = 16,
+        max_rows: int = 64,
+        max_seconds: float | None = None,
+        workers: int = 2,
+        ahead: float = 600.0,
+        max_tokens_per_second: float | None = None,
+    ) -> None:
+        decoder = getattr(getattr(model, "model", None), "decoder", None)
+        if decoder is None or not hasattr(model, "functions"):
+            raise ValueError(f"the engine serves encoder-decoder models, not {type(model).__name__}")
+        weight = next(decoder.parameters())
+        if max_seconds is None:
+            max_seconds = 1e-9 if weight.device.type == "cpu" else 120.0
+        positive = {"max_rows": max_rows, "max_seconds": max_seconds, "workers": workers, "ahead": ahead}
+        for name, value in positive.items():
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+        self.recogniser = Recogniser(model, processor, max_tokens_per_second)
+        self.model = self.recogniser.model
+        self.max_rows = max_rows
+        self.max_seconds = max_seconds
+        self._decoder = decoder
+        # A row of a padded batch is to be encoded as it would be alone.
+        self._exactly = {"exact_batching": True} if "exact_batching" in signature(model.forward).parameters else {}
+        with torch.no_grad():
+            self._steps, self._head = model.functions(decoder.product(max_rows))
+        sizes = len(self._steps), decoder.kv_heads, decoder.head_dim
+        page = PagePool.page_bytes(*sizes, page_size, weight.dtype)
+        if memory is None:
+            memory = _CPU_POOL_BYTES
+            if weight.device.type == "cuda":
+                memory = int(gpu_memory_fraction * torch.cuda.mem_get_info(weight.device)[0])
+        if memory < page:
+            raise ValueError(f"memory={memory} holds no page, which has {page} bytes")
+        self.pool = PagePool(*sizes, memory // page, page_size=page_size, dtype=weight.dtype, device=weight.device)
+
+        self._lock = threading.Condition()
+        self._ready: deque[_Job] = deque()
+        self._heard: list[_Job] = []
+        self._running: list[_Job] = []
+        self._numbers = itertools.count()
+        self._open: set[_Request] = set()
+        self._closing = False
+        self._ahead = ahead
+        self._loaded = 0.0
+        self._done = {"requests": 0, "failed": 0, "cancelled": 0, "tokens": 0, "peak": 0}
+        self._audio = self._busy = 0.0
+        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"fastspeech-load-{n}", daemon=True) for n in range(workers)
+        ]
+        self._threads.append(threading.Thread(target=self._serve, name="fastspeech-engine", daemon=True))
+        for thread in self._threads:
+            thread.start()
+        _engines.add(self)
+
+    def submit(
+        self,
+        audio: Any,
+        *,
+        word_timestamps: bool = False,
+        confidence: bool = False,
+        seed: int | None = None,
+        progress: Callable[[float, float], None] | None = None,
+        **options: Any,
+    ) -> Handle:
+        """Take a recording in; returns at once.
+
+        Args:
+            audio: as the pipeline takes a recording.
+            word_timestamps, confidence: as in the pipeline.
+            seed: of what is drawn, with do_sample: chunk n of a recording is that of `generate` after
+                torch.manual_seed(seed + n). None for any.
+            progress: called in the engine's thread with (seconds transcribed, seconds of the recording).
+            options: `language` and `punctuation`, where the model takes them, and parameters of `generate`.
+
+        Raises:
+            ValueError: a language or an argument that the model does not know.
+            RuntimeError: the engine is closed.
+        """
+        refused = [name for name in _WITHOUT_A_PLACE if options.get(name) not in (None, False, 1)]
+        if refused:
+            raise ValueError(f"the engine gives one text for a recording: it does not take {', '.join(refused)}")
+        prompt = self.recogniser.prompt(options)
+        rest = {name: value for name, value in options.items() if name not in PROMPT_OPTIONS}
+        details = word_timestamps, confidence
+        request = _Request(audio, next(self._numbers), prompt, rest, details, seed, progress)
+        with self._lock:
+            if self._closing:
+                raise RuntimeError("the engine is closed")
+            self._open.add(request)
+            self._queue.put(request)
+        return Handle(request, self)
+
+    def as_completed(self, handles: Iterable[Handle], timeout: float | None = None) -> Iterator[Handle]:
+        """The handles in the order in which they come to their ends."""
+        by_future = {handle._request.future: handle for handle in handles}
+        for future in as_completed(by_future, timeout):
+            yield by_future[future]
+
+    def summary(self) -> Summary:
+        """What was done so far."""
+        with self._lock:
+            done = self._done
+            return Summary(
+                done["requests"],
+                done["failed"],
+                done["cancelled"],
+                self._audio,
+                self._busy,
+                done["tokens"],
+                done["peak"],
+                self.pool.pages,
+            )
+
+    def close(self, wait: bool = True) -> None:
+        """End: what was submitted is finished, or given up where `wait` is false. Further calls do nothing."""
+        with self._lock:
+            self._closing = True
+            if not wait:
+                for request in self._open:
+                    request.cancelled = True
+            self._lock.notify_all()
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        self.close(wait=kind is None)
+
+    # In a worker's thread.
+
+    def _work(self) -> None:
+        while (request := self._queue.get()) is not None:
+            self._prepare(request)
+
+    def _prepare(self, request: _Request) -> None:
+        """Load a recording, and make the jobs of its chunks."""
+        try:
+            with self._lock:
+                request.taken = True
+                self._lock.wait_for(lambda: self._loaded < self._ahead or request.cancelled)
+            request.spend("queued", time.perf_counter() - request.submitted)
+            if request.cancelled:
+                raise CancelledError
+            began = time.perf_counter()
+            recording = request.recording = self.recogniser.load(request.audio, request.number)
+            request.audio = None
+            request.spend("loaded", time.perf_counter() - began)
+            if recording.error is not None:
+                raise recording.error
+            began = time.perf_counter()
+            jobs = [self._job(request, chunk) for chunk in recording.chunks]
+            request.spend("features", time.perf_counter() - began)
+            request.waiting = len(jobs)
+            with self._lock:
+                self._ready.extend(jobs)
+                self._loaded += sum(map(self._seconds, jobs))
+                self._lock.notify_all()
+        except Exception as error:
+            self._end(request, error)
+
+    def _job(self, request: _Request, chunk: Chunk) -> _Job:
+        recogniser = self.recogniser
+        inputs = recogniser.inputs([chunk], request.prompt)
+        ids = inputs.get("decoder_input_ids")
+        prompt_length = 1 if ids is None else ids.shape[1]
+        limits = recogniser.limits([chunk], request.options, prompt_length)
+        limit = limits[0] if isinstance(limits, list) else limits
+        _, inputs, prompt, plan = self.model.planned(**inputs, **{**request.options, "max_new_tokens": limit})
+        if plan.beams > self.max_rows:
+            raise ValueError(f"num_beams={plan.beams}: the engine has max_rows={self.max_rows}")
+        return _Job(request, chunk, inputs, prompt, plan)
+
+    def _seconds(self, job: _Job) -> float:
+        return len(job.chunk.samples) / self.recogniser.rate
+
+    # In the engine's thread.
+
+    def _serve(self) -> None:
+        try:
+            while self._wait():
+                began = time.perf_counter()
+                self._turn()
+                self._busy += time.perf_counter() - began
+        except Exception as error:
+            # Not of any one request: nobody is to wait for what will not come.
+            with self._lock:
+                self._closing = True
+                left = list(self._open)
+            for request in left:
+                self._end(request, error)
+            raise
+
+    def _wait(self) -> bool:
+        """Wait for work; false when there will be none."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._has_work() or (self._closing and not self._open))
+            return self._has_work()
+
+    def _has_work(self) -> bool:
+        return bool(self._ready or self._heard or self._running)
+
+    @torch.no_grad()
+    def _turn(self) -> None:
+        for job in [*self._running, *self._heard, *self._ready]:
+            if job.request.cancelled:
+                self._drop(job, CancelledError())
+            elif job.request.future.done():
+                self._drop(job, None)
+        if not self._heard:
+            self._listen(self._next_batch())
+        while self._heard and self._seat(self._heard[0]):
+            pass
+        by_count: dict[int, list[_Job]] = {}
+        for job in self._running:
+            by_count.setdefault(job.ask.input_ids.shape[1], []).append(job)
+        for jobs in by_count.values():
+            self._read(jobs)
+        self._done["peak"] = max(self._done["peak"], self.pool.in_use)
+
+    def _next_batch(self) -> list[_Job]:
+        """The chunks to listen to now: the one that waits longest, and with it those of about its length."""
+        with self._lock:
+            waiting = list(self._ready)
+        rows = self.max_rows - sum(job.plan.beams for job in self._running)
+        batch: list[_Job] = []
+        longest = 0.0
+        for job in sorted(waiting, key=lambda job: abs(len(job.chunk.samples) - len(waiting[0].chunk.samples))):
+            longest = max(longest, self._seconds(job))
+            rows -= job.plan.beams
+            if rows < 0 or (batch and longest * (len(batch) + 1) > self.max_seconds):
+                break
+            batch.append(job)
+        with self._lock:
+            for job in batch:
+                self._ready.remove(job)
+        return batch
+
+    def _listen(self, batch: list[_Job]) -> None:
+        """Encode the chunks of a batch."""
+        if not batch:
+            return
+        began = time.perf_counter()
+        try:
+            encoded = self.model.encode({**_together([job.inputs for job in batch]), **self._exactly})
+        except Exception as error:
+            self._one_by_one(self._listen, batch, error)
+            return
+        spent = time.perf_counter() - began
+        hidden = encoded.last_hidden_state
+        mask = encoded.attention_mask
+        frames = [hidden.shape[1]] * len(batch) if mask is None else mask.sum(-1).tolist()
+        for place, job in enumerate(batch):
+            job.request.spend("encoded", spent)
+            job.encoded = hidden[place : place + 1, : frames[place]]
+            self._heard.append(job)
+
+    def _seat(self, job: _Job) -> bool:
+        """Begin to search for what was said in a chunk; false where others have to end first."""
+        plan, frames = job.plan, job.encoded.shape[1]
+        needed = PagedCache.most_pages(self.pool, plan.beams, plan.max_length - 1, frames)
+        if self.pool.reserved + needed > self.pool.pages >= needed:
+            return False
+        self._heard.remove(job)
+        if needed > self.pool.pages:
+            message = (
+                f"a chunk of {self._seconds(job):.1f} s with {plan.beams} hypotheses of up to {plan.max_length} tokens "
+                f"needs {needed} pages of keys and values, the engine has {self.pool.pages}: give it more memory"
+            )
+            self._drop(job, ValueError(message))
+            return True
+        try:
+            job.cache = PagedCache(self.pool, plan.beams, plan.max_length - 1, frames)
+            paged.listen(self._decoder, job.encoded, [job.cache])
+            if plan.do_sample:
+                generator = torch.Generator(job.prompt.device)
+                seed = generator.seed() if job.request.seed is None else job.request.seed
+                generator.manual_seed(seed + (job.chunk.index or 0))
+                plan = replace(plan, generator=generator)
+            search = beam_search if plan.beams > 1 else sample
+            job.search = search(job.cache, job.prompt.repeat_interleave(plan.beams, 0), plan)
+        except Exception as error:
+            self._drop(job, error)
+            return True
+        self._running.append(job)
+        self._go_on(job, None)
+        return True
+
+    def _read(self, jobs: list[_Job]) -> None:
+        """Read what searches ask for, as many tokens for each, and let them go on."""
+        began = time.perf_counter()
+        ids = torch.cat([job.ask.input_ids for job in jobs])
+        try:
+            logits = self._head(paged.read(self._decoder, self._steps, ids, [job.cache for job in jobs]))
+        except Exception as error:
+            # Nothing was counted as read, so that it can be read again.
+            self._one_by_one(self._read, jobs, error)
+            return
+        self._done["tokens"] += ids.numel()
+        for job, rows in zip(jobs, logits.split([job.plan.beams for job in jobs]), strict=True):
+            self._go_on(job, rows)
+        spent = time.perf_counter() - began
+        for job in jobs:
+            job.request.spend("decoded", spent)
+
+    def _one_by_one(self, run: Callable[[list[_Job]], None], jobs: list[_Job], error: Exception) -> None:
+        """After an error of a batch: one of it may be at fault, and the others are not to suffer for it."""
+        if len(jobs) == 1:
+            self._drop(jobs[0], error)
+            return
+        for job in jobs:
+            run([job])
+
+    def _go_on(self, job: _Job, logits: Tensor | None) -> None:
+        """Let a search go on to what it asks for next, or to its end."""
+        try:
+            job.ask = next(job.search) if logits is None else job.search.send(logits)
+        except StopIteration as end:
+            try:
+                self._finish(job, end.value.sequences[:1])
+            except Exception as error:
+                self._drop(job, error)
+        except Exception as error:
+            self._drop(job, error)
+
+    def _finish(self, job: _Job, row: Tensor) -> None:
+        """Put down what was found for a chunk, row (1, length), and with the last of its recording the result."""
+        request, recogniser, chunk = job.request, self.recogniser, job.chunk
+        prompt_length = job.prompt.shape[1]
+        recogniser.take(chunk, row[0].tolist(), job.plan.max_length - prompt_length, request.options, prompt_length)
+        if any(request.details):
+            first = recogniser.first(request.options, prompt_length)
+            inputs = {"encoder_outputs": BaseModelOutput(job.encoded)}
+            recogniser.read_again([chunk], inputs, row, first, with_words=request.details[0])
+        self._leave(job)
+        recording, rate = request.recording, recogniser.rate
+        request.waiting -= 1
+        request.samples += len(chunk.samples)
+        if request.progress is not None:
+            request.progress(request.samples / rate, recording.samples / rate)
+        if request.waiting == 0:
+            transcript = recogniser.transcript(recording, request.prompt.get("language"), request.details)
+            names = ("queued", "loaded", "features", "encoded", "decoded")
+            spent = {name: request.times.get(name, 0.0) for name in names}
+            total = time.perf_counter() - request.submitted
+            self._end(request, Result(transcript, Timing(**spent, total=total, audio=recording.samples / rate)))
+
+    def _drop(self, job: _Job, error: BaseException | None) -> None:
+        """Take a job out; its request ends with the error."""
+        self._leave(job)
+        if error is not None:
+            self._end(job.request, error)
+
+    def _leave(self, job: _Job) -> None:
+        """Forget a job and give its pages back."""
+        if job.left:
+            return
+        job.left = True
+        if job.search is not None:
+            job.search.close()
+        if job.cache is not None:
+            job.cache.free()
+        with self._lock:
+            for queue in (self._running, self._heard, self._ready):
+                if job in queue:
+                    queue.remove(job)
+            self._loaded -= self._seconds(job)
+            self._lock.notify_all()
+
+    # In any thread.
+
+    def _end(self, request: _Request, outcome: Result | BaseException) -> None:
+        """Bring a request to its end, once."""
+        with self._lock:
+            if request not in self._open:
+                return
+            self._open.remove(request)
+            self._done["requests"] += 1
+            if isinstance(outcome, CancelledError):
+                self._done["cancelled"] += 1
+            elif isinstance(outcome, BaseException):
+                self._done["failed"] += 1
+            else:
+                self._audio += outcome.timing.audio
+            self._lock.notify_all()
+        if isinstance(outcome, CancelledError):
+            request.future.cancel()
+            request.future.set_running_or_notify_cancel()
+        elif isinstance(outcome, BaseException):
+            request.future.set_exception(outcome)
+        else:
+            request.future.set_result(outcome)
+
+    def _cancel(self, request: _Request) -> bool:
+        with self._lock:
+            if request not in self._open:
+                return False
+            request.cancelled = True
+            taken = request.taken
+            self._lock.notify_all()
+        if not taken:
+            self._end(request, CancelledError())
+        return True
+
+
+def _together(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The model's inputs for several clips at once, of those for each: tensors (1, n, ...), padded with 0 in n."""
+    joined = {}
+    for name, first in inputs[0].items():
+        if not isinstance(first, Tensor):
+            joined[name] = first
+            continue
+        most = max(each[name].shape[1] for each in inputs)
+        batch = first.new_zeros(len(inputs), most, *first.shape[2:])
+        for row, each in zip(batch, inputs, strict=True):
+            row[: each[name].shape[1]] = each[name][0]
+        joined[name] = batch
+    return joined
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """At exit nothing is finished: who wanted results waited for them."""
+    for engine in list(_engines):
+        engine.close(wait=False)
