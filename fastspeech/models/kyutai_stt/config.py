@@ -264,6 +264,8 @@ class KyutaiSpeechToTextConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
         """The configuration of a config.json's content, in the layout of transformers or the released one."""
+        if "rope_theta" in overrides:
+            overrides = {"rope_parameters": None} | overrides
         return super().from_dict(translate_config(values) if is_released_config(values) else values, **overrides)
 
     @property

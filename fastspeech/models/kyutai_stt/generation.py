@@ -5,7 +5,8 @@ The decoder reads at each step the token before and the codes of one frame. Whic
 
 * "hf", as transformers: the first step has no frame, and each further one hears the frame in front of its own. The
   recording is encoded in windows of `audio_window_size` frames, of which the first is encoded twice, so that all frames
-  but those of the first window come that much later; with None, all of it is one window, encoded once.
+  but those of the first window come that much later; with None, all of it is one window, encoded once. The codec goes
+  on from window to window, as the conversion script writes it; transformers' forgets where `codec_use_cache` is false.
 * "moshi", as the original's `LMGen.step` is used by Kyutai's script for files and by the script that measured the
   published error rates: the first step hears no frame either, but takes one, which is lost; each further one hears its
   own frame. moshi's `run_inference` differs, and steps once more on the first frame; its Rust server hears each frame a

@@ -143,6 +143,7 @@ def test_the_rotary_base_of_either_version(given: dict[str, Any], theta: float) 
     assert config.rope_theta == theta
     assert config.rope_parameters == expected.rope_parameters
     assert KyutaiSpeechToTextConfig.from_dict(config.to_dict()) == config
+    assert KyutaiSpeechToTextConfig.from_dict(config.to_dict(), rope_theta=77.0).rope_theta == 77.0
 
 
 @pytest.mark.parametrize(
