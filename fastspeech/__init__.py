@@ -58,8 +58,10 @@ _HOME = {
     "Wav2Vec2FeatureExtractor": "models.moonshine",
     "Wav2Vec2Processor": "models.moonshine",
     "from_transformers": "integrations.transformers",
+    "accelerate": "integrations.transformers",
     "load_audio": "audio",
     "pipeline": "pipelines",
+    "restore": "integrations.transformers",
     "use_backend": "kernels",
 }
 

@@ -1,12 +1,18 @@
 """transformers' models: ours over their parameters, or theirs with layers that our ops serve."""
 
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 import fastspeech
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import GenerationConfig
+from fastspeech.integrations import served
 from fastspeech.integrations.shared import build
 
 _FAMILIES = ("CohereAsr", "KyutaiSpeechToText", "Moonshine", "Speech2Text")
@@ -50,9 +56,158 @@ def from_transformers(hf_model: nn.Module) -> PretrainedModel:
     return ours
 
 
+@dataclass(frozen=True)
+class Report:
+    """What `accelerate` did.
+
+    Attributes:
+        replaced: by the names of the modules whose forward is now ours, their class.
+        served: by class, how many modules these consist of, themselves included.
+        left: by the names of the other modules ("" for the model itself), why they are as they were. A module stands
+            for all it consists of and that is not replaced.
+    """
+
+    replaced: dict[str, str]
+    served: dict[str, int]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"replaced {name}, a {kind}" for name, kind in self.replaced.items()]
+        if self.served:
+            lines.append("these consist of " + ", ".join(f"{count} {kind}" for kind, count in self.served.items()))
+        return "\n".join([*lines, *(f"left {name or 'the model'}: {why}" for name, why in self.left.items())])
+
+
+def accelerate(
+    hf_model: nn.Module, mode: Literal["inference", "training"] = "inference", strict: bool = False
+) -> Report:
+    """Let our encoders and decoders compute a transformers model, in place, until `restore`.
+
+    The forwards of its encoder and decoder are replaced, on these instances alone, by ours over the same parameters:
+    attention with its positions, convolution modules, norms with their residual sums, feed-forward sublayers, front end
+    and decoding step. `generate`, with transformers' own caches, and all else stay transformers'. Nothing is copied;
+    packing moves projections of one input together, and each stays the parameter it was, with a view of the whole.
+    Encoder frames behind a clip's end, which nothing attends to, may differ.
+
+    The original forward runs where ours would lose something: under `torch.compile`; with hooks within the module or
+    gradient checkpointing; where hidden states or attention weights are asked for; with caches of fixed size; with
+    masks of audio that leave out what is not at the end.
+
+    Args:
+        hf_model: as for `from_transformers`.
+        mode: "inference": the original runs where gradients are recorded. "training": ours then runs, too.
+        strict: raise where something that has a counterpart here was not replaced.
+
+    Returns:
+        What was replaced, and what was not and why.
+
+    Raises:
+        ValueError: another mode; with `strict` an unknown model, or a module that was not replaced, which leaves all
+            as it was.
+    """
+    if mode not in ("inference", "training"):
+        raise ValueError(f"mode must be 'inference' or 'training', got {mode!r}")
+    restore(hf_model)
+    made, refused = {}, {}
+    known = known_name(hf_model) in _MODELS
+    for name, module in hf_model.named_modules() if known else ():
+        kind = known_name(module)
+        if kind in _COUNTERPARTS:
+            try:
+                made[name] = _serve(module, *_COUNTERPARTS[kind], mode == "training")
+            except ValueError as error:
+                refused[name] = str(error)
+    left = _left(hf_model, set(made), refused) if known else {"": f"{type(hf_model).__name__} is not known here"}
+    if strict and (refused or not made):
+        raise ValueError(
+            "\n".join(f"{name or type(hf_model).__name__}: {why}" for name, why in (refused or left).items())
+        )
+    for name, forward in made.items():
+        hf_model.get_submodule(name).forward = forward  # type: ignore[assignment]
+    parts = [part for name in made for part in hf_model.get_submodule(name).modules()]
+    replaced = {name: type(hf_model.get_submodule(name)).__name__ for name in made}
+    return Report(replaced, dict(Counter(type(part).__name__ for part in parts)), left)
+
+
+def restore(hf_model: nn.Module) -> None:
+    """Undo `accelerate`: every module has its own forward again, and every parameter memory of its own."""
+    for module in hf_model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, served.Served):
+            del module.forward
+            forward.release()
+
+
 def known_name(module: Any) -> str | None:
     """The name of the class of transformers that `module` is an instance of, or None."""
     for kind in type(module).__mro__:
         if kind.__module__.startswith("transformers.models."):
             return kind.__name__
     return None
+
+
+_COUNTERPARTS: dict[str | None, tuple[type[served.Served], str, str, str]] = {
+    "CohereAsrDecoder": (served.Decoder, "cohere_asr", "decoder.CohereAsrDecoder", "CohereAsrConfig"),
+    "KyutaiSpeechToTextModel": (
+        served.KyutaiSpeechToTextModel,
+        "kyutai_stt",
+        "model.KyutaiSpeechToTextModel",
+        "KyutaiSpeechToTextConfig",
+    ),
+    "MoonshineDecoder": (served.MoonshineDecoder, "moonshine", "decoder.MoonshineDecoder", "MoonshineConfig"),
+    "MoonshineEncoder": (served.MoonshineEncoder, "moonshine", "encoder.MoonshineEncoder", "MoonshineConfig"),
+    "ParakeetEncoder": (served.ParakeetEncoder, "cohere_asr", "encoder.ParakeetEncoder", "ParakeetEncoderConfig"),
+    "Speech2TextDecoder": (
+        served.Speech2TextDecoder,
+        "speech_to_text",
+        "decoder.Speech2TextDecoder",
+        "Speech2TextConfig",
+    ),
+    "Speech2TextEncoder": (
+        served.Speech2TextEncoder,
+        "speech_to_text",
+        "encoder.Speech2TextEncoder",
+        "Speech2TextConfig",
+    ),
+}
+"""By class of transformers: what serves it, and of our counterpart the package, the class and its configuration."""
+
+
+def _serve(
+    module: Any, kind: type[served.Served], package: str, counterpart: str, config: str, training: bool
+) -> served.Served:
+    if "forward" in vars(module):
+        raise ValueError("something else has replaced its forward")
+    implementation = module.config._attn_implementation
+    if implementation not in served.ATTENTIONS:
+        raise ValueError(f"attn_implementation={implementation!r} was asked for, which need not be plain attention")
+    home = f"fastspeech.models.{package}"
+    file, _, name = counterpart.partition(".")
+    make: Callable[[Any], nn.Module] = getattr(import_module(f"{home}.{file}"), name)
+    with torch.device("meta"):
+        ours = make(getattr(import_module(home), config).from_dict(module.config.to_dict()))
+    return kind(module, ours, training)
+
+
+def _left(model: nn.Module, replaced: set[str], refused: dict[str, str]) -> dict[str, str]:
+    """Why each module is left that is within no other one left or replaced."""
+    left: dict[str, str] = {}
+
+    def visit(name: str, module: nn.Module) -> None:
+        if name in replaced:
+            return
+        within = [other for other in (*replaced, *refused) if not name or other.startswith(f"{name}.")]
+        left[name] = refused.get(name) or ("it hands on what is given to those within" if within else _why(module))
+        for child, part in module.named_children() if within else ():
+            visit(f"{name}.{child}" if name else child, part)
+
+    visit("", model)
+    return left
+
+
+def _why(module: nn.Module) -> str:
+    if isinstance(module, nn.Linear):
+        return "one product of matrices is as fast in PyTorch"
+    if known_name(module) == "MimiModel":
+        return "transformers streams it through caches that ours does not have; from_transformers serves it"
+    return "no op of ours computes it"
