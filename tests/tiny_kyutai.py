@@ -30,10 +30,18 @@ CODEC: dict[str, Any] = {
 """A codec of 64 samples a frame that attends to 4 latents, which are 2 frames."""
 
 
+@torch.no_grad()
 def hf_codec(seed: int = 0, **options: Any) -> transformers.MimiModel:
     """transformers' codec, with weights that make codes depend on everything that leads to them."""
     torch.manual_seed(seed)
-    return spread(transformers.MimiModel(transformers.MimiConfig(**(CODEC | options))).eval())
+    codec = spread(transformers.MimiModel(transformers.MimiConfig(**(CODEC | options))).eval())
+    # A new Transformer adds next to nothing to what the convolutions make.
+    for name, parameter in codec.named_parameters():
+        if name.endswith(("_proj.weight", "fc1.weight", "fc2.weight")):
+            parameter.normal_(0.0, 1.5 * parameter[0].numel() ** -0.5)
+        elif name.endswith("_proj.bias"):
+            parameter.normal_(0.0, 0.5)
+    return codec
 
 
 @torch.no_grad()

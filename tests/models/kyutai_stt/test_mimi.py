@@ -63,7 +63,19 @@ def test_recordings_have_transformers_codes(name: str, samples: int) -> None:
     expected, found = offline(theirs, given), offline(ours, given)
     assert found.shape == expected.shape == (3, 8, -(-samples // FRAME))
     assert (found != expected).sum() == 0
-    assert found.unique().numel() > 8
+    assert found.unique().numel() > 4
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_latents_are_transformers(name: str) -> None:
+    """What codes are chosen by: a fault too small to change one shows here."""
+    theirs, ours = pair(name)
+    given = audio(2, 160 * FRAME)
+    with torch.no_grad():
+        expected = theirs.encoder(given).latents.transpose(1, 2)
+        state = ours.start(2, frames=160)
+        found = ours._latents(given, state, None)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_a_recording_of_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
