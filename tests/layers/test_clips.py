@@ -23,9 +23,11 @@ def test_clips_are_cut_to_their_lengths_and_padded_again() -> None:
 
 def test_only_plain_inference_of_several_clips_on_the_cpu_is_clip_by_clip() -> None:
     audio = torch.randn(2, 100)
-    assert not one_by_one(audio, Record())
+    assert not one_by_one(audio, Record(), False)
     with torch.no_grad():
-        assert one_by_one(audio, Record())
-        assert not one_by_one(audio[:1], Record())
-        assert not one_by_one(audio, Record(with_states=True)) and not one_by_one(audio, Record(with_weights=True))
-        assert not one_by_one(audio.to("meta"), Record())
+        assert one_by_one(audio, Record(), False)
+        assert not one_by_one(audio[:1], Record(), False)
+        assert not one_by_one(audio, Record(), True)
+        assert not one_by_one(audio, Record(with_states=True), False)
+        assert not one_by_one(audio, Record(with_weights=True), False)
+        assert not one_by_one(audio.to("meta"), Record(), False)

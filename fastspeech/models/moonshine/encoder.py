@@ -147,7 +147,7 @@ class MoonshineEncoder(DerivingModule):
             lengths = None
 
         record = Record(with_states, with_weights)
-        if one_by_one(input_values, record):
+        if one_by_one(input_values, record, self.training):
             rows = input_values.split(1)
             of_row = [None] * len(rows) if samples is None else samples.split(1)
             last = by_clip(map(self.stem, rows, of_row), lengths, frames, lambda x: self._run(x, None, record))

@@ -139,7 +139,7 @@ class Speech2TextEncoder(nn.Module):
         x = F.dropout(torch.add(positions, x, alpha=self.scale), config.dropout, self.training)
 
         record = Record(with_states, with_weights)
-        if one_by_one(x, record):
+        if one_by_one(x, record, self.training):
             lengths = None if mask is None else cast(Tensor, valid).sum(-1)
             last = by_clip(x.split(1), lengths, x.shape[1], lambda clip: self._run(clip, None, factors, record))
         else:
