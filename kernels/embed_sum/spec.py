@@ -44,8 +44,9 @@ def _cost(
 
 
 def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
+    # A step stays a step.
     batch, *frames = shape["shape"]
-    return {**shape, "shape": (batch + rows, *(size + length for size in frames))}
+    return {**shape, "shape": (batch + rows, *(size + length if size > 1 else size for size in frames))}
 
 
 KYUTAI = {"vocabularies": (501, *(257,) * 32), "hidden": 2048}

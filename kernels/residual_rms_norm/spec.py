@@ -33,8 +33,9 @@ def _cost(itemsize: int, shape: tuple[int, ...], first: bool = False, size: floa
 
 
 def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
+    # A step stays a step.
     batch, *frames, features = shape["shape"]
-    return {**shape, "shape": (batch + rows, *(size + length for size in frames), features)}
+    return {**shape, "shape": (batch + rows, *(size + length if size > 1 else size for size in frames), features)}
 
 
 SPEC = OpSpec(

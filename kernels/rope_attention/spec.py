@@ -68,8 +68,10 @@ def _cost(
     **rest: Any,
 ) -> Cost:
     queries, kv_heads = frames if queries is None else queries, heads if kv_heads is None else kv_heads
-    seen = queries * frames - queries * (queries - 1) // 2 if causal else queries * frames
-    seen = min(seen, queries * window) if window else seen
+    # Causal queries that stand before the first key see none.
+    seeing = min(queries, frames) if causal else queries
+    seen = seeing * frames - (seeing * (seeing - 1) // 2 if causal else 0)
+    seen = min(seen, seeing * window) if window else seen
     moved = head_dim * (2 * queries * heads + 2 * frames * kv_heads)
     # Two products over the head, a softmax of 5, and 6 a rotated pair.
     flops = heads * seen * (4 * head_dim + 5) + 6 * pairs * (queries * heads + frames * kv_heads)
