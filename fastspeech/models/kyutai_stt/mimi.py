@@ -279,7 +279,7 @@ class SplitQuantizer(DerivingModule):
 
 @dataclass
 class MimiState:
-    """Where a number of streams are, one a slot; nothing of it is ever on the host.
+    """Where a number of streams are, one a slot; all of it on the model's device.
 
     Attributes:
         pasts: (slots, floats), what the convolutions saw last, one after another.
@@ -307,8 +307,8 @@ class MimiState:
 class MimiModel(PretrainedModel):
     """The encoder half of Mimi: samples to codes, offline and as streams.
 
-    It is float32 whatever it is cast to, alone or within a model, as rounding changes codes. The decoder half of a
-    checkpoint is left out, and is not saved.
+    It is float32 whatever it is cast to, alone or within a model, and under autocast, as rounding changes codes. The
+    decoder half of a checkpoint is left out, and is not saved.
     """
 
     config_class = MimiConfig
@@ -416,8 +416,9 @@ class MimiModel(PretrainedModel):
 
     def _codes(self, samples: Tensor, state: MimiState, slots: Tensor | None, levels: int) -> Tensor:
         pieces = samples.float().split(state.frames * self.config.frame_size, dim=2)
-        latents = torch.cat([self._latents(piece, state, slots) for piece in pieces], dim=1)
-        return self.quantizer(latents, levels)
+        with torch.autocast(samples.device.type, enabled=False):
+            latents = torch.cat([self._latents(piece, state, slots) for piece in pieces], dim=1)
+            return self.quantizer(latents, levels)
 
     def _latents(self, samples: Tensor, state: MimiState, slots: Tensor | None) -> Tensor:
         """(rows, frames, hidden) of as many samples (rows, channels, samples) as the rings have room for."""

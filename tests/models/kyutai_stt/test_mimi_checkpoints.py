@@ -82,6 +82,8 @@ def test_float32_whatever_is_asked_for(tmp_path: Path) -> None:
     rounded = audio().bfloat16()
     there = MimiModel.from_pretrained(tmp_path)
     assert torch.equal(codes(there, rounded), codes(there, rounded.float()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codes(there, audio()), expected)
 
 
 def test_derived_weights_follow_the_parameters() -> None:
