@@ -2,12 +2,11 @@
 
 A rotated component costs about 30 instructions, 24 of them for the cosine and the sine of its angle. A query is rotated
 by the one program that reads it, but a key is read by every tile of queries: there the rotation of 64 keys of 48
-components would cost each warp 700 instructions, twice what it spends on their scores and sums (326 in bfloat16 on
-sm_90, a third of them for the exponentials), and at 30 s of Moonshine 20 tiles would do it again. So the keys of more
-queries than one small tile are rotated ahead, by a small kernel that shares angles between heads: for a row of 30 s it
-reads 0.7 MB and writes 1 MB, a third of a microsecond at an H200's 4.3 TB/s, and a tile of keys is then copied to
-shared memory in whole vectors, ahead of its use. A small tile, as decoding has, reads each key once and rotates it
-itself, from the same functions.
+components would cost each warp some 700 instructions, twice what it spends on their scores, softmax and sums (324 in
+bfloat16 on sm_90), and at 30 s of Moonshine each of 20 tiles would do it again. So the keys of more queries than one
+small tile are rotated ahead, by a small kernel that shares angles between heads: for a row of 30 s it reads 0.7 MB and
+writes 1 MB, 0.4 us at an H200's 4.3 TB/s, and tiles of keys are then copied to shared memory in whole vectors, ahead of
+their use. A small tile, as decoding has, reads each key once and rotates it itself.
 
 Query heads that share a key head are rows of one tile, so that one query of several heads fills it and the keys are
 read once for all. Tiles of keys outside the window, after the last query or behind the length are not visited, and only
@@ -17,7 +16,7 @@ for 48, not for 64.
 By these counts, and not by measurement, 32 rows of 30 s with 8 heads of 36 in bfloat16 are 102 thousand tiles of 64 x
 64 and take 150 us at 1.7 GHz, bound by instructions; the exponentials alone would take 120.
 
-Registers suffice for the heads of the four models. In float32 a head of 128, and on sm_80 one of 256, spill a few.
+Registers suffice for the heads of the four models; in float32 heads of 128 and more spill a few, on sm_80 those of 256.
 """
 
 from __future__ import annotations
