@@ -1,4 +1,4 @@
-"""The engine on the CPU against transformers' generate in batches of 8: 64 clips of 1 to 30 s, float32, the same weights.
+"""The engine on the CPU against transformers' generate in batches of 8: 64 clips of 1 to 30 s, float32, same weights.
 
 Each clip has four tokens a second, as speech has about; transformers' batch goes on until its longest is done."""
 

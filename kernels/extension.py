@@ -10,6 +10,8 @@ import torch
 LIBRARY = Path(__file__).with_name("libfastspeech.so")
 BUILT = LIBRARY.exists()
 
+_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+
 
 @cache
 def _fault() -> str | None:
@@ -20,6 +22,10 @@ def _fault() -> str | None:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"the extension does not load: {error.__cause__ or error}"
+    served = (room.parent.name for room in LIBRARY.parent.glob("*/cuda.py"))
+    missing = [op for op in served if not _has_kernel(f"fastspeech_csrc::{op}", "CPU")]
+    if missing:
+        return f"the extension was built from other sources, without {', '.join(missing)}; install fastspeech again"
     return None
 
 
@@ -30,8 +36,7 @@ def refusal(device_type: str) -> str | None:
         return f"the extension takes CPU and CUDA tensors, these are on {device_type}"
     if (fault := _fault()) is not None:
         return fault
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    if device_type == "cuda" and not has_kernel("fastspeech_csrc::residual_vq", "CUDA"):
+    if device_type == "cuda" and not _has_kernel("fastspeech_csrc::residual_vq", "CUDA"):
         return "the extension is built without CUDA (FASTSPEECH_BUILD_CUDA=1 pip install . says why)"
     return None
 

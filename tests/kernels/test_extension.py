@@ -42,6 +42,12 @@ def test_tensors_that_it_cannot_take_are_refused():
 
 
 @needs_library
+def test_a_library_of_other_sources_is_not_used(monkeypatch):
+    monkeypatch.setattr(extension, "_has_kernel", lambda name, key: name != "fastspeech_csrc::page_fork")
+    assert "without page_fork; install fastspeech again" in extension._fault.__wrapped__()
+
+
+@needs_library
 def test_codes_do_not_depend_on_the_batch_nor_on_the_threads():
     generator = torch.Generator().manual_seed(0)
     latents, codebooks = torch.randn(2, 37, 100, generator=generator), torch.randn(5, 300, 100, generator=generator)
