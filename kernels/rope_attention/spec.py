@@ -110,6 +110,8 @@ SPEC = OpSpec(
         # Wide enough for tiles of keys that no edge of it crosses.
         _case("a wide window", "odd", 1, 201, 1, 16, pairs=3, causal=True, window=150),
         _case("late positions", "odd", 2, 19, 1, 14, pairs=7, positions=True, first=30000),
+        # The largest product is the smallest score, by more than float32 can hold the exponential of.
+        _case("a negative scale", "edge", 1, 70, 1, 16, scale=-40.0),
         _case("a step", "edge", 2, 21, 6, 12, queries=1, kv_heads=2, pairs=5, interleaved=False, causal=True),
         _case("one query", "edge", 3, 17, 4, 36, queries=1, pairs=16, positions=True, lengths=(17, 1, 9)),
         _case("one key", "edge", 2, 1, 2, 16, pairs=8, causal=True),
