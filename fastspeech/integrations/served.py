@@ -3,7 +3,8 @@
 import inspect
 import sys
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +13,16 @@ from torch.nn.modules import module as torch_modules
 
 from fastspeech.generation.interface import Record
 from fastspeech.integrations.shared import share
+from fastspeech.kernels.onednn import through_onednn
+from fastspeech.layers.derived import Kept
+from fastspeech.layers.relaid import Product, Relaid
 from fastspeech.models.moonshine.encoder import HOP
 
 ATTENTIONS = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "fastspeech"})
 """The implementations of attention that compute one and the same, which ours computes too."""
+
+_FEW = 64
+"""Rows up to which a product is bound by reading the weights."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _IGNORED = frozenset({"cache_position", "num_items_in_batch", "use_cache"})
@@ -51,6 +58,7 @@ class Served:
         share(ours, module)
         # Packing moves what had memory of its own.
         self._misfit = False
+        self._run = Run()
         self._alone = [p for p in module.parameters() if p.untyped_storage().nbytes() == p.nbytes]
         self._look()
 
@@ -62,9 +70,8 @@ class Served:
                 return result
         return type(self.module).forward(self.module, *args, **kwargs)
 
-    def compute(self, **given: Any) -> Any:
-        """The output for the arguments of the module's forward by name; None for those that ours does not serve."""
-        raise NotImplementedError
+    compute: Callable[..., Any]
+    """The output for the arguments of the module's forward by name; None for those that ours does not serve."""
 
     def release(self) -> None:
         """Give parameters that were packed memory of their own again."""
@@ -88,6 +95,15 @@ class Served:
                 return None
         return given if len(args) <= len(self._names) else None
 
+    def _steps(self, cache: Any, tokens: Tensor) -> list[Any]:
+        """The layers of a decoder for tokens (rows, n, ...) behind those in the cache."""
+        if cache is None or tokens.shape[1] > 1 or torch.is_grad_enabled():
+            return self._functions(None)
+        return self._run.steps(cache, len(tokens), lambda: self._functions(self.ours.product(len(tokens))))
+
+    def _functions(self, product: Product | None) -> list[Any]:
+        return self.ours.steps(product)
+
     def _must_not(self) -> bool:
         config: Any = self.module.config
         return (
@@ -107,6 +123,7 @@ class Served:
         place = self._first.device, self._first.dtype
         if place != self._place or not all(held.get(name) is value for held, name, value in self._seen):
             self._misfit = False
+            self._run.drop()
             try:
                 share(self.ours, self.module)
             except ValueError as error:
@@ -131,6 +148,47 @@ class Served:
         self._checkpointed: Any = [part for part in parts if hasattr(part, "gradient_checkpointing")]
         self._first = next(self.module.parameters())
         self._place = self._first.device, self._first.dtype
+
+
+class Run(Kept):
+    """The layers of a decoder as functions, for as long as it goes on with one cache: of the parameters with which it
+    began, as in our own models."""
+
+    def __init__(self) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        self._held: tuple[weakref.ref[Any], int, list[Any]] | None = None
+
+    def steps(self, cache: Any, rows: int, make: Callable[[], list[Any]]) -> list[Any]:
+        held = self._held
+        if held is None or held[0]() is not cache or held[1] != rows:
+            self._held = held = weakref.ref(cache), rows, make()
+        return held[2]
+
+
+class Head:
+    """The forward of the linear map to the vocabulary, for the few rows of a decoding step."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.module = module
+        self._relaid = Relaid()
+
+    def __call__(self, input: Tensor) -> Tensor:
+        module = self.module
+        rows = input.numel() // module.in_features
+        if (
+            torch.compiler.is_compiling()
+            or torch.is_grad_enabled()
+            or not 0 < rows <= _FEW
+            or input.dtype != module.weight.dtype
+            or not through_onednn(module.weight)
+        ):
+            return type(module).forward(module, input)
+        return self._relaid.product(rows)(module)(input)
+
+    def release(self) -> None:
+        """It has moved nothing."""
 
 
 class MoonshineEncoder(Served):
@@ -258,7 +316,7 @@ class Decoder(Served):
                 lengths = None
         keys, values = self._cross(encoded, cache)
         last = self.ours.run(
-            self.ours.steps(),
+            self._steps(cache, tokens),
             input_ids,
             keys,
             values,
@@ -371,8 +429,11 @@ class KyutaiSpeechToTextModel(Served):
         fits, attention_mask = _of_tokens(attention_mask, len(x), x.shape[1] + (0 if past is None else past.length))
         if not fits:
             return None
-        last = self.ours._run(x, attention_mask, position_ids, past, Record())
+        last = self.ours._run(x, attention_mask, position_ids, past, Record(), self._steps(cache, x))
         return self.of("BaseModelOutputWithPast")(last_hidden_state=last, past_key_values=cache)
+
+    def _functions(self, product: Product | None) -> list[Any]:
+        return self.ours._steps(product)
 
 
 def _watching(hooks: dict[int, Any]) -> bool:

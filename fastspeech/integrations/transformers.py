@@ -85,8 +85,10 @@ def accelerate(
 
     The forwards of its encoder and decoder are replaced, on these instances alone, by ours over the same parameters:
     attention with its positions, convolution modules, norms with their residual sums, feed-forward sublayers, front end
-    and decoding step. `generate`, with transformers' own caches, and all else stay transformers'. Nothing is copied;
-    packing moves projections of one input together, and each stays the parameter it was, with a view of the whole.
+    and decoding step, and of the head. `generate`, with transformers' own caches, and all else stay transformers'.
+    Parameters are not copied; packing moves projections of one input together, and each stays the parameter it was,
+    with a view of the whole. On the CPU decoding in float32 takes memory for the decoder's weights a second time, laid
+    out as few rows are multiplied by them fastest, as our own models do.
     Encoder frames behind a clip's end, which nothing attends to, may differ.
 
     The original forward runs where ours would lose something: under `torch.compile`; with hooks within the module or
@@ -108,7 +110,8 @@ def accelerate(
     if mode not in ("inference", "training"):
         raise ValueError(f"mode must be 'inference' or 'training', got {mode!r}")
     restore(hf_model)
-    made, refused = {}, {}
+    made: dict[str, Any] = {}
+    refused: dict[str, str] = {}
     known = known_name(hf_model) in _MODELS
     for name, module in hf_model.named_modules() if known else ():
         kind = known_name(module)
@@ -117,6 +120,8 @@ def accelerate(
                 made[name] = _serve(module, *_COUNTERPARTS[kind], mode == "training")
             except ValueError as error:
                 refused[name] = str(error)
+        elif made and module is hf_model.get_output_embeddings() and type(module) is nn.Linear:
+            made[name] = served.Head(module)
     left = _left(hf_model, set(made), refused) if known else {"": f"{type(hf_model).__name__} is not known here"}
     if strict and (refused or not made):
         raise ValueError(
@@ -133,7 +138,7 @@ def restore(hf_model: nn.Module) -> None:
     """Undo `accelerate`: every module has its own forward again, and every parameter memory of its own."""
     for module in hf_model.modules():
         forward = vars(module).get("forward")
-        if isinstance(forward, served.Served):
+        if isinstance(forward, (served.Served, served.Head)):
             del module.forward
             forward.release()
 
@@ -206,8 +211,6 @@ def _left(model: nn.Module, replaced: set[str], refused: dict[str, str]) -> dict
 
 
 def _why(module: nn.Module) -> str:
-    if isinstance(module, nn.Linear):
-        return "one product of matrices is as fast in PyTorch"
     if known_name(module) == "MimiModel":
         return "transformers streams it through caches that ours does not have; from_transformers serves it"
     return "no op of ours computes it"

@@ -202,6 +202,7 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
         position_ids: Tensor | None,
         cache: KeyValueCache | None,
         record: Record,
+        steps: list[Step] | None = None,
     ) -> Tensor:
         config = self.config
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -225,7 +226,7 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
         turn = turns(inv_freq, position_ids)
 
         x, h = self._first_norm()(x, None)
-        for index, step in enumerate(self._steps()):
+        for index, step in enumerate(self._steps() if steps is None else steps):
             if record.with_states:
                 record.hidden_states.append(x)
             q, k, v = step.qkv(h).view(rows, count, -1, head_dim).split([heads, kv_heads, kv_heads], dim=2)
