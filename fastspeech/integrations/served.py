@@ -71,7 +71,7 @@ class Served:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     compute: Callable[..., Any]
-    """The output for the arguments of the module's forward by name; None for those that ours does not serve."""
+    """The output for the first of `arguments` by name; None for those that ours does not serve."""
 
     def release(self) -> None:
         """Give parameters that were packed memory of their own again."""
@@ -253,7 +253,7 @@ class Past:
 class Decoder(Served):
     """Of an encoder-decoder model."""
 
-    arguments = (
+    arguments: ClassVar[Sequence[tuple[str, ...]]] = (
         (
             "input_ids",
             "attention_mask",
@@ -380,7 +380,7 @@ class Speech2TextDecoder(Decoder):
         ),
     )
 
-    def compute(self, **given: Any) -> Any:
+    def compute(self, **given: Any) -> Any:  # type: ignore[override]
         # Without ids transformers fails, as it takes positions from them.
         return None if given["input_ids"] is None else super().compute(**given)
 

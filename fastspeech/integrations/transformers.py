@@ -14,6 +14,8 @@ from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import GenerationConfig
 from fastspeech.integrations import served
 from fastspeech.integrations.shared import build
+from fastspeech.kernels import rope_attention
+from fastspeech.layers.attention import attention
 
 _FAMILIES = ("CohereAsr", "KyutaiSpeechToText", "Moonshine", "Speech2Text")
 _MODELS = frozenset({"MimiModel", *(f + end for f in _FAMILIES for end in ("Model", "ForConditionalGeneration"))})
@@ -111,6 +113,7 @@ def accelerate(
         raise ValueError(f"mode must be 'inference' or 'training', got {mode!r}")
     restore(hf_model)
     made: dict[str, Any] = {}
+    head = getattr(hf_model, "get_output_embeddings", lambda: None)()
     refused: dict[str, str] = {}
     known = known_name(hf_model) in _MODELS
     for name, module in hf_model.named_modules() if known else ():
@@ -120,7 +123,7 @@ def accelerate(
                 made[name] = _serve(module, *_COUNTERPARTS[kind], mode == "training")
             except ValueError as error:
                 refused[name] = str(error)
-        elif made and module is hf_model.get_output_embeddings() and type(module) is nn.Linear:
+        elif made and module is head and type(module) is nn.Linear:
             made[name] = served.Head(module)
     left = _left(hf_model, set(made), refused) if known else {"": f"{type(hf_model).__name__} is not known here"}
     if strict and (refused or not made):
@@ -141,6 +144,52 @@ def restore(hf_model: nn.Module) -> None:
         if isinstance(forward, (served.Served, served.Head)):
             del module.forward
             forward.release()
+
+
+def register() -> None:
+    """Make `attn_implementation="fastspeech"` known to transformers, for any model that takes its attention by name.
+
+    It is attention by `rope_attention` without rotation, which has a fused kernel on GPUs; on the CPU, and for masks
+    other than causal, it is `torch.nn.functional.scaled_dot_product_attention`.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register("fastspeech", _attention)
+    AttentionMaskInterface.register("fastspeech", sdpa_mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As transformers' attention functions: query (B, heads, queries, head_dim), key and value (B, kv_heads, keys,
+    head_dim) to (B, queries, heads, head_dim), and the weights where `output_attentions` asks for them.
+
+    Raises:
+        ValueError: scores that are to be changed, by a cap or sinks.
+    """
+    asked = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if asked:
+        raise ValueError(f"attn_implementation='fastspeech' knows no {', '.join(asked)}; use 'eager'")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    causal = causal and attention_mask is None and query.shape[2] > 1
+    weights = bool(kwargs.get("output_attentions"))
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    if query.is_cuda and attention_mask is None and not dropout and not weights:
+        by_token = (side.transpose(1, 2) for side in (query, key, value))
+        return rope_attention(*by_token, causal=causal, scale=scale), None
+    # Ours scales by the head's width.
+    query = query * (scale * query.shape[3] ** 0.5)
+    out, found = attention(query, key, value, attention_mask, causal, dropout, weights)
+    return out.unflatten(2, (query.shape[1], -1)), found
 
 
 def known_name(module: Any) -> str | None:
