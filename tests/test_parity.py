@@ -1,5 +1,6 @@
 """The parity suite, run as other projects run it: from an installation of its own, outside the checkout."""
 
+import copy
 import json
 import os
 import shutil
@@ -7,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from fastspeech.parity import units
+from fastspeech.parity import models, units
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +109,21 @@ def test_pytest_runs_it_from_the_package(run: Run) -> None:
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "fastspeech.parity",
                "-k", "reference and cmvn or speech_to_text")  # fmt: skip
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", models.EXAMPLES)
+def test_a_model_that_computes_something_else_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = copy.deepcopy
+
+    def spoiled(model: Any) -> Any:
+        spoiled = whole(model)
+        last = [parameter for key, parameter in spoiled.named_parameters() if "layers.1" in key and parameter.dim() > 1]
+        last[0].data.mul_(1.01)
+        return spoiled
+
+    assert models.check(name).ok
+    monkeypatch.setattr(models.copy, "deepcopy", spoiled)
+    assert any("float64" in fault.check for fault in models.check(name).faults)
 
 
 def test_names_that_there_are_not_are_refused() -> None:
