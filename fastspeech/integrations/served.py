@@ -21,6 +21,18 @@ from fastspeech.models.moonshine.encoder import HOP
 ATTENTIONS = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "fastspeech"})
 """The implementations of attention that compute one and the same, which ours computes too."""
 
+_KYUTAI_56 = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "inputs_embeds",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+)
+
 _FEW = 64
 """Rows up to which a product is bound by reading the weights."""
 
@@ -291,7 +303,7 @@ class Decoder(Served):
         tokens = inputs_embeds if input_ids is None else input_ids
         encoded, cache = encoder_hidden_states, past_key_values
         config: Any = self.module.config
-        use_cache = config.use_cache if use_cache is None else use_cache
+        use_cache = getattr(config, "use_cache", None) if use_cache is None else use_cache
         if tokens is None or encoded is None or len(encoded) != len(tokens):
             return None
         if input_ids is not None and inputs_embeds is not None:
@@ -388,18 +400,8 @@ class Speech2TextDecoder(Decoder):
 class KyutaiSpeechToTextModel(Served):
     arguments = (
         ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache"),
-        (
-            "input_ids",
-            "attention_mask",
-            "position_ids",
-            "past_key_values",
-            "inputs_embeds",
-            "use_cache",
-            "output_attentions",
-            "output_hidden_states",
-            "return_dict",
-            "cache_position",
-        ),
+        _KYUTAI_56,
+        (*_KYUTAI_56, "cache_position"),
     )
 
     def compute(
@@ -413,7 +415,7 @@ class KyutaiSpeechToTextModel(Served):
     ) -> Any:
         config: Any = self.module.config
         cache = past_key_values
-        use_cache = config.use_cache if use_cache is None else use_cache
+        use_cache = getattr(config, "use_cache", None) if use_cache is None else use_cache
         x: Tensor | None = inputs_embeds
         if input_ids is not None:
             if inputs_embeds is not None or input_ids.dim() != 3:

@@ -149,8 +149,8 @@ def restore(hf_model: nn.Module) -> None:
 def register() -> None:
     """Make `attn_implementation="fastspeech"` known to transformers, for any model that takes its attention by name.
 
-    It is attention by `rope_attention` without rotation, which has a fused kernel on GPUs; on the CPU, and for masks
-    other than causal, it is `torch.nn.functional.scaled_dot_product_attention`.
+    It is `rope_attention` without rotation; with a mask as a tensor, as padding needs one, or with dropout it is
+    `torch.nn.functional.scaled_dot_product_attention`.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -183,7 +183,7 @@ def _attention(
     causal = causal and attention_mask is None and query.shape[2] > 1
     weights = bool(kwargs.get("output_attentions"))
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    if query.is_cuda and attention_mask is None and not dropout and not weights:
+    if attention_mask is None and not dropout and not weights:
         by_token = (side.transpose(1, 2) for side in (query, key, value))
         return rope_attention(*by_token, causal=causal, scale=scale), None
     # Ours scales by the head's width.

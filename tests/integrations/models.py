@@ -21,7 +21,9 @@ CASES = {
     "kyutai": "wide",
     "kyutai grouped": "grouped",
 }
-FAMILIES = ("cohere", "moonshine", "s2t", "kyutai")
+if not hasattr(transformers, "CohereAsrConfig"):  # transformers 4
+    CASES = {name: case for name, case in CASES.items() if not name.startswith("cohere")}
+FAMILIES = tuple(name for name in ("cohere", "moonshine", "s2t", "kyutai") if name in CASES)
 LENGTHS = {"cohere": (67, 41, 30), "moonshine": (9000, 6000, 2000), "s2t": (67, 41, 30)}
 
 
