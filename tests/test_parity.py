@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -113,16 +114,14 @@ def test_pytest_runs_it_from_the_package(run: Run) -> None:
 
 @pytest.mark.parametrize("name", models.EXAMPLES)
 def test_a_model_that_computes_something_else_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = copy.deepcopy
-
     def spoiled(model: Any) -> Any:
-        spoiled = whole(model)
-        last = [parameter for key, parameter in spoiled.named_parameters() if "layers.1" in key and parameter.dim() > 1]
+        copied = copy.deepcopy(model)
+        last = [parameter for key, parameter in copied.named_parameters() if "layers.1" in key and parameter.dim() > 1]
         last[0].data.mul_(1.01)
-        return spoiled
+        return copied
 
     assert models.check(name).ok
-    monkeypatch.setattr(models.copy, "deepcopy", spoiled)
+    monkeypatch.setattr(models, "copy", SimpleNamespace(deepcopy=spoiled))
     assert any("float64" in fault.check for fault in models.check(name).faults)
 
 
