@@ -428,6 +428,9 @@ class KyutaiSpeechToTextModel(Served):
         past = None if cache is None else Past(cache, len(x))
         if past is not None:
             past.kept = min(past.length, config.sliding_window - 1)
+            if past.kept < past.length and "cache_position" in self._names:
+                # transformers 4 masks what is in a full window by other tokens' places, and gives other results.
+                return None
         fits, attention_mask = _of_tokens(attention_mask, len(x), x.shape[1] + (0 if past is None else past.length))
         if not fits:
             return None

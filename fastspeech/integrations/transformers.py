@@ -54,7 +54,9 @@ def from_transformers(hf_model: nn.Module) -> PretrainedModel:
         if getattr(part, "generation_config", None) is not None:
             given = getattr(hf_model.get_submodule(path), "generation_config", None)
             if given is not None:
-                part.generation_config = GenerationConfig.from_dict(given.to_diff_dict())
+                # transformers 4 leaves out what is its default, and not that of the model.
+                set_there = {"use_cache": given.use_cache} | given.to_diff_dict()
+                part.generation_config = GenerationConfig.from_dict(set_there)
     return ours
 
 

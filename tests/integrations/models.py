@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import cohere_pair
 import kyutai_pair
 import moonshine_pair
 import s2t_pair
@@ -21,8 +20,10 @@ CASES = {
     "kyutai": "wide",
     "kyutai grouped": "grouped",
 }
-if not hasattr(transformers, "CohereAsrConfig"):  # transformers 4
-    CASES = {name: case for name, case in CASES.items() if not name.startswith("cohere")}
+if hasattr(transformers, "CohereAsrConfig"):
+    import cohere_pair
+else:  # transformers 4, whose caches have as many layers as the encoder
+    CASES = {"moonshine": "heads of 52", "s2t": "untied", "kyutai": "wide", "kyutai grouped": "grouped"}
 FAMILIES = tuple(name for name in ("cohere", "moonshine", "s2t", "kyutai") if name in CASES)
 LENGTHS = {"cohere": (67, 41, 30), "moonshine": (9000, 6000, 2000), "s2t": (67, 41, 30)}
 
@@ -42,7 +43,9 @@ def make(name: str, attention: str | None = None) -> Any:
     if family(name) == "s2t":
         return s2t_pair.pair(case)[0]
     torch.manual_seed(0)
-    made = stir(transformers.KyutaiSpeechToTextForConditionalGeneration(kyutai_pair.configs(case)[0]).eval())
+    config, ours = kyutai_pair.configs(case)
+    config.rope_theta = ours.rope_theta  # where transformers 4 reads it
+    made = stir(transformers.KyutaiSpeechToTextForConditionalGeneration(config).eval())
     made.generation_config.audio_window_size = 1
     made.codec_model.generation_config.use_cache = True
     if attention:
@@ -54,17 +57,21 @@ def audio(name: str, model: Any, clips: int = 3) -> dict[str, torch.Tensor]:
     """What `generate` takes: clips of different lengths, padded."""
     if family(name) == "kyutai":
         return {"input_values": kyutai_pair.audio(clips, 9 * kyutai_pair.FRAME)}
-    pair = {"cohere": cohere_pair, "moonshine": moonshine_pair, "s2t": s2t_pair}[family(name)]
     lengths = LENGTHS[family(name)][:clips]
-    return pair.audio(lengths) if pair is moonshine_pair else pair.audio(model, lengths)
+    if family(name) == "moonshine":
+        return moonshine_pair.audio(lengths)
+    return _pair(name).audio(model, lengths)
 
 
 def inputs(name: str, model: Any, clips: int = 3) -> dict[str, torch.Tensor]:
     """What `forward` takes: the audio and some tokens."""
     if family(name) == "kyutai":
         return {"input_ids": kyutai_pair.ids(clips, 7)}
-    pair = {"cohere": cohere_pair, "moonshine": moonshine_pair, "s2t": s2t_pair}[family(name)]
-    return audio(name, model, clips) | {"decoder_input_ids": pair.tokens(clips, 6)}
+    return audio(name, model, clips) | {"decoder_input_ids": _pair(name).tokens(clips, 6)}
+
+
+def _pair(name: str) -> Any:
+    return {"moonshine": moonshine_pair, "s2t": s2t_pair}.get(family(name)) or cohere_pair
 
 
 def written(model: Any, **given: Any) -> torch.Tensor:

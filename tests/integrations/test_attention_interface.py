@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from models import audio, inputs, make, worst, written
+from models import CASES, audio, inputs, make, worst, written
 
 from fastspeech.integrations.transformers import _attention, register
 
 
-@pytest.mark.parametrize("name", ["cohere", "cohere grouped", "moonshine padded", "s2t", "kyutai grouped"])
+@pytest.mark.parametrize("name", CASES)
 def test_same_output(name: str) -> None:
     register()
     model = make(name)
