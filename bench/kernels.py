@@ -29,7 +29,7 @@ def tasks(
 ) -> list[Task]:
     """What there is to measure: the model cases of each op, in the dtype that models use on the device."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    found = []
+    found: list[Task] = []
     for spec in all_specs():
         if names and spec.name not in names:
             continue

@@ -87,7 +87,7 @@ SIZES = {
 
 def tasks(device: torch.device, names: list[str], compiled: bool, budget_s: float) -> list[Task]:
     """What there is to measure on this device: each size at each batch, then at each further length."""
-    found = []
+    found: list[Task] = []
     for name, size in SIZES.items():
         if device.type not in size.devices or (names and name not in names and size.family not in names):
             continue

@@ -70,7 +70,7 @@ def test_many_clips(against: Any, pair: Any, order: str) -> None:
             return [[int(token) for token in handle.result().text.split()] for handle in handles]
 
     def batches() -> dict[int, list[int]]:
-        written = {}
+        written: dict[int, list[int]] = {}
         places = sorted(range(CLIPS), key=lambda i: len(audio[i])) if order == "sorted" else list(range(CLIPS))
         for first in range(0, CLIPS, BATCH):
             batch = places[first : first + BATCH]

@@ -21,14 +21,14 @@ RINGS = {
 @pytest.mark.parametrize("model", RINGS)
 def test_ring(model: str, rows: int, against: Callable) -> None:
     tokens, heads, dim, slots, window = RINGS[model]
-    pages = [torch.randn(rows, heads, slots, dim) for _ in range(2)]
-    new = [torch.randn(rows, tokens, heads, dim) for _ in range(3)]
+    keys, values = (torch.randn(rows, heads, slots, dim) for _ in range(2))
+    q, k, v = (torch.randn(rows, tokens, heads, dim) for _ in range(3))
     positions, inv_freq = torch.full((rows,), 5000), 1e4 ** -(torch.arange(dim // 2) / (dim // 2))
 
     def step(backend: str) -> torch.Tensor:
         with use_backend(backend):
-            page_append(*new[1:], *pages, None, positions, inv_freq=inv_freq)
-            return paged_attention(new[0], *pages, None, positions, inv_freq, window=window)
+            page_append(k, v, keys, values, None, positions, inv_freq=inv_freq)
+            return paged_attention(q, keys, values, None, positions, inv_freq, window=window)
 
     against(lambda: step("cuda"), lambda: step("reference"))
 
@@ -36,14 +36,14 @@ def test_ring(model: str, rows: int, against: Callable) -> None:
 @pytest.mark.parametrize("tokens", [1, 60])
 def test_pages(tokens: int, against: Callable) -> None:
     rows, heads, dim, columns = 8, 8, 52, 13
-    pages = [torch.randn(rows * columns, heads, 16, dim) for _ in range(2)]
+    keys, values = (torch.randn(rows * columns, heads, 16, dim) for _ in range(2))
     table = torch.randperm(rows * columns).to(torch.int32).view(rows, columns)
-    new = [torch.randn(rows, tokens, heads, dim) for _ in range(3)]
+    q, k, v = (torch.randn(rows, tokens, heads, dim) for _ in range(3))
     positions, inv_freq = torch.full((rows,), 0 if tokens > 1 else 150), 1e4 ** -(torch.arange(23) / 23)
 
     def step(backend: str) -> torch.Tensor:
         with use_backend(backend):
-            page_append(*new[1:], *pages, table, positions, inv_freq=inv_freq, interleaved=True)
-            return paged_attention(new[0], *pages, table, positions, inv_freq, interleaved=True)
+            page_append(k, v, keys, values, table, positions, inv_freq=inv_freq, interleaved=True)
+            return paged_attention(q, keys, values, table, positions, inv_freq, interleaved=True)
 
     against(lambda: step("cuda"), lambda: step("reference"))

@@ -133,7 +133,6 @@ class _Request:
     progress: Callable[[float, float], None] | None
     future: "Future[Result]" = field(default_factory=Future)
     cancelled: bool = False
-    recording: Recording | None = None
     taken: bool = False
     waiting: int = 0
     samples: int = 0
@@ -146,17 +145,25 @@ class _Request:
 
 @dataclass(eq=False)
 class _Job:
-    """A chunk of a request, from its features to its tokens."""
+    """A chunk of a request, from its features to its tokens.
+
+    Attributes:
+        recording: of which the chunk is.
+        encoded: (1, frames, width), once it was listened to.
+        cache, search, ask: once it is searched for what was said.
+        left: whether it is over.
+    """
 
     request: _Request
+    recording: Recording
     chunk: Chunk
     inputs: dict[str, Any]
     prompt: Tensor
     plan: Plan
-    encoded: Tensor | None = None
-    cache: PagedCache | None = None
-    search: Search | None = None
-    ask: Ask | None = None
+    encoded: Tensor = field(init=False)
+    cache: PagedCache = field(init=False)
+    search: Search = field(init=False)
+    ask: Ask = field(init=False)
     left: bool = False
 
 
@@ -346,13 +353,13 @@ class Engine:
             if request.cancelled:
                 raise CancelledError
             began = time.perf_counter()
-            recording = request.recording = self.recogniser.load(request.audio, request.number)
+            recording = self.recogniser.load(request.audio, request.number)
             request.audio = None
             request.spend("loaded", time.perf_counter() - began)
             if recording.error is not None:
                 raise recording.error
             began = time.perf_counter()
-            jobs = [self._job(request, chunk) for chunk in recording.chunks]
+            jobs = [self._job(request, recording, chunk) for chunk in recording.chunks]
             request.spend("features", time.perf_counter() - began)
             request.waiting = len(jobs)
             with self._lock:
@@ -362,7 +369,7 @@ class Engine:
         except Exception as error:
             self._end(request, error)
 
-    def _job(self, request: _Request, chunk: Chunk) -> _Job:
+    def _job(self, request: _Request, recording: Recording, chunk: Chunk) -> _Job:
         recogniser = self.recogniser
         inputs = recogniser.inputs([chunk], request.prompt)
         ids = inputs.get("decoder_input_ids")
@@ -372,7 +379,7 @@ class Engine:
         _, inputs, prompt, plan = self.model.planned(**inputs, **{**request.options, "max_new_tokens": limit})
         if plan.beams > self.max_rows:
             raise ValueError(f"num_beams={plan.beams}: the engine has max_rows={self.max_rows}")
-        return _Job(request, chunk, inputs, prompt, plan)
+        return _Job(request, recording, chunk, inputs, prompt, plan)
 
     def _seconds(self, job: _Job) -> float:
         return len(job.chunk.samples) / self.recogniser.rate
@@ -536,7 +543,7 @@ class Engine:
             inputs = {"encoder_outputs": BaseModelOutput(job.encoded)}
             recogniser.read_again([chunk], inputs, row, first, with_words=request.details[0])
         self._leave(job)
-        recording, rate = request.recording, recogniser.rate
+        recording, rate = job.recording, recogniser.rate
         request.waiting -= 1
         request.samples += len(chunk.samples)
         if request.progress is not None:
@@ -559,9 +566,10 @@ class Engine:
         if job.left:
             return
         job.left = True
-        if job.search is not None:
+        # Of what a job comes to later, that which it has come to.
+        if hasattr(job, "search"):
             job.search.close()
-        if job.cache is not None:
+        if hasattr(job, "cache"):
             job.cache.free()
         with self._lock:
             for queue in (self._running, self._heard, self._ready):
