@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import CASES, FAMILIES, audio, inputs, make, worst, written
+from hf_models import CASES, FAMILIES, audio, inputs, make, worst, written
 
 import fastspeech
 
@@ -153,7 +153,7 @@ def test_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_hooks_checkpointing_and_states_go_through_the_original(name: str) -> None:
+def test_hooks_checkpointing_and_states_go_through_the_original(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(name)
     given = inputs(name, model)
     options = {"output_hidden_states": True}
@@ -174,8 +174,10 @@ def test_hooks_checkpointing_and_states_go_through_the_original(name: str) -> No
         assert len(seen) == count
     model.train()
     model.gradient_checkpointing_enable()
-    fastspeech.accelerate(model, mode="training")
+    report = fastspeech.accelerate(model, mode="training")
+    own = calls(model, monkeypatch)
     model(**given).logits.sum().backward()
+    assert set(own) == set(report.replaced.values()) - {"Linear"}
     assert all(p.grad is not None for p in layers.parameters())
 
 
@@ -244,7 +246,8 @@ def test_masks_and_continued_caches(name: str) -> None:
     mask = torch.ones_like(tokens)
     mask[0, :2] = 0
     holes = given | {"attention_mask": given["attention_mask"].clone()}
-    holes["attention_mask"][0, 5:20] = 0
+    whole = given["attention_mask"].shape[1]
+    holes["attention_mask"][0, whole // 20 : whole // 8] = 0
 
     def outputs() -> list[torch.Tensor]:
         masked = model(**given, decoder_attention_mask=mask).logits[mask.bool()]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from models import CASES, audio, inputs, make, worst, written
+from hf_models import CASES, audio, inputs, make, worst, written
 
 from fastspeech.integrations.transformers import _attention, register
 

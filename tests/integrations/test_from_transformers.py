@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from models import CASES, FAMILIES, audio, inputs, make, worst, written
+from hf_models import CASES, FAMILIES, audio, inputs, make, worst, written
 
 import fastspeech
 from fastspeech.integrations.shared import tensors
