@@ -186,8 +186,8 @@ def _attention(
     weights = bool(kwargs.get("output_attentions"))
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     if attention_mask is None and not dropout and not weights:
-        by_token = (side.transpose(1, 2) for side in (query, key, value))
-        return rope_attention(*by_token, causal=causal, scale=scale), None
+        q, k, v = (side.transpose(1, 2) for side in (query, key, value))
+        return rope_attention(q, k, v, causal=causal, scale=scale), None
     # Ours scales by the head's width.
     query = query * (scale * query.shape[3] ** 0.5)
     out, found = attention(query, key, value, attention_mask, causal, dropout, weights)
