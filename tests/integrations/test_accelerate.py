@@ -1,6 +1,8 @@
 """transformers' models with our encoders and decoders, against themselves."""
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +267,8 @@ def test_masks_and_continued_caches(name: str) -> None:
         fastspeech.accelerate(model)
         for a, b in zip(outputs(), expected, strict=True):
             assert worst(a, b) <= 1e-4
+
+
+def test_importing_leaves_transformers_alone() -> None:
+    lines = "import sys, fastspeech; fastspeech.accelerate, fastspeech.restore; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", lines], check=True)
