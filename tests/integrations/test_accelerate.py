@@ -270,5 +270,7 @@ def test_masks_and_continued_caches(name: str) -> None:
 
 
 def test_importing_leaves_transformers_alone() -> None:
-    lines = "import sys, fastspeech; fastspeech.accelerate, fastspeech.restore; assert 'transformers' not in sys.modules"
+    lines = (
+        "import sys, fastspeech; fastspeech.accelerate, fastspeech.restore; assert 'transformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", lines], check=True)
