@@ -28,7 +28,9 @@ def assert_same(theirs: Any, ours: Any, inputs: dict[str, Any], options: dict[st
     expected, found = theirs.generate(**inputs, **options), ours.generate(**inputs, **options)
     assert torch.equal(found.sequences, expected.sequences), options
     if options.get("num_beams", 1) > 1:
-        assert worst(found.sequences_scores, expected.sequences_scores) <= 1e-4, options
+        # A negative penalty multiplies the sum of log-probabilities, and what its rounding left, by the length.
+        factor = max(1.0, (found.sequences.shape[1] - 1) ** -options.get("length_penalty", 1.0))
+        assert worst(found.sequences_scores, expected.sequences_scores) <= 1e-4 * factor, options
     for mine, other in zip(found.scores, expected.scores, strict=True):
         kept = other.isfinite() & (other > -1e8)
         assert torch.equal(kept, mine.isfinite() & (mine > -1e8)), options
