@@ -210,11 +210,12 @@ def _ways(theirs: Any, compiled: bool) -> dict[str, dict[str, Any]]:
     """How transformers may be run."""
     if theirs is None:
         return {}
-    ways: dict[str, dict[str, Any]] = {"transformers sdpa": {"attention": "sdpa"}}
+    own = theirs.config._attn_implementation  # SDPA where the model has it
+    ways: dict[str, dict[str, Any]] = {f"transformers {own}": {"attention": own}}
     if theirs.device.type == "cuda":
         ways["transformers eager"] = {"attention": "eager"}
     if compiled:
-        ways["transformers static, compiled"] = {"attention": "sdpa", "cache": "static"}
+        ways["transformers static, compiled"] = {"attention": own, "cache": "static"}
     return ways
 
 
