@@ -184,9 +184,9 @@ def check(name: str, device: str = "cpu", backend: str = "auto", seed: int = 0) 
     """Logits and decoded tokens of a random model on a device, against float64 on the CPU and against transformers."""
     began = time.perf_counter()
     example, family = EXAMPLES[name], FAMILIES[name]
-    exact = _with_random_weights(family.get(family.generator)(family.get(family.config)(**example.config)), seed)
+    exact = with_random_weights(family.get(family.generator)(family.get(family.config)(**example.config)), seed)
     inputs = example.inputs(torch.Generator().manual_seed(seed))
-    single = {key: _cast(value, "cpu") for key, value in inputs.items()}
+    single = {key: value.float() if value.is_floating_point() else value for key, value in inputs.items()}
     with use_backend("reference"), torch.no_grad():
         expected = example.outcomes(exact, inputs) | example.own(exact, inputs)
     with use_backend(backend), torch.no_grad():
@@ -203,7 +203,7 @@ def check(name: str, device: str = "cpu", backend: str = "auto", seed: int = 0) 
     return Result(name, "model", "float32", checks, error, LOGITS, faults, time.perf_counter() - began)
 
 
-def _with_random_weights(model: Any, seed: int) -> Any:
+def with_random_weights(model: Any, seed: int) -> Any:
     """The model in float64 with weights so large that what it writes depends on what it hears and has written."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -223,10 +223,6 @@ def _theirs(generator: str, config: str, example: Example, exact: Any) -> Any:
     model.load_state_dict(decoder, strict=len(decoder) == len(weights))
     model.tie_weights()
     return model
-
-
-def _cast(value: Tensor, device: str) -> Tensor:
-    return value.to(device, dtype=torch.float32 if value.is_floating_point() else None)
 
 
 def _compare(

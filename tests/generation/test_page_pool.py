@@ -7,7 +7,7 @@ from fastspeech.auto import FAMILIES
 from fastspeech.generation.interface import Ask
 from fastspeech.generation.pages import PagedCache, PagePool, PoolError
 from fastspeech.layers import paged
-from fastspeech.parity.models import EXAMPLES, _with_random_weights
+from fastspeech.parity.models import EXAMPLES, with_random_weights
 
 
 def pool(pages: int = 20, page_size: int = 4) -> PagePool:
@@ -80,7 +80,7 @@ def test_a_page_is_copied_before_one_of_two_rows_writes_to_it() -> None:
 def test_rows_of_many_requests_read_as_each_alone(name: str, page_size: int) -> None:
     """Requests of different length, prompt and number of hypotheses, which join at different steps, in float64."""
     example, family = EXAMPLES[name], FAMILIES[name]
-    model = _with_random_weights(family.get(family.generator)(family.get(family.config)(**example.config)), 0)
+    model = with_random_weights(family.get(family.generator)(family.get(family.config)(**example.config)), 0)
     decoder = model.model.decoder
     audio = example.inputs(torch.Generator().manual_seed(0))
     del audio["ids"]
