@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastspeech.kernels.launch import on_device_of
+from fastspeech.kernels.launch import on_device_of, unit
 
 LOG2E = 1.4426950408889634
 ROWS = 32
@@ -313,16 +313,6 @@ def _widths(head_dim: int) -> tuple[int, ...]:
     return (64,) * whole + tuple(width for width in (32, 16) if rest & width)
 
 
-def _unit(tensors: tuple[Tensor, ...]) -> int:
-    """The elements in 16 bytes if all strides are multiples of it, so that Triton loads vectors, else 1.
-
-    Left to itself Triton would look at the strides that depend on the frames, and compile for each outcome.
-    """
-    unit = 16 // tensors[0].element_size()
-    sizes_strides = (pair for t in tensors for pair in zip(t.shape[:-1], t.stride()[:-1], strict=True))
-    return unit if all(size == 1 or stride % unit == 0 for size, stride in sizes_strides) else 1
-
-
 def launch(
     q: Tensor,
     k: Tensor,
@@ -343,11 +333,11 @@ def launch(
     content = q.new_empty(batch, heads, padded, dtype=torch.float32)
     position = q.new_empty(heads, 2 * frames - 1, dtype=torch.float32)
 
-    unit = _unit((q, k, v, r))
-    q_batch, k_batch, v_batch = (t.stride(0) // unit for t in (q, k, v))
-    q_head, k_head, v_head = (t.stride(2) // unit for t in (q, k, v))
-    r_head = r.stride(1) // unit
-    shared = {"K_STRIDE": k.stride(1), "R_STRIDE": r.stride(0), "UNIT": unit, "HEADS": heads, "DIM": dim}
+    u = unit(q, k, v, r)
+    q_batch, k_batch, v_batch = (t.stride(0) // u for t in (q, k, v))
+    q_head, k_head, v_head = (t.stride(2) // u for t in (q, k, v))
+    r_head = r.stride(1) // u
+    shared = {"K_STRIDE": k.stride(1), "R_STRIDE": r.stride(0), "UNIT": u, "HEADS": heads, "DIM": dim}
     key_programs = batch * heads * triton.cdiv(padded, ROWS)
     with on_device_of(q):
         _bias_scores[(key_programs + heads * triton.cdiv(2 * frames - 1, ROWS),)](
