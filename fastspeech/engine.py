@@ -5,16 +5,15 @@ about the same length. All texts that are being written, of whatever length and 
 the decoder, each at its own position over the pages of one pool: a request writes what `model.generate` alone writes.
 """
 
-import asyncio
 import atexit
 import itertools
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, as_completed
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, as_completed
+from dataclasses import replace
 from inspect import signature
 from queue import SimpleQueue
 from typing import Any
@@ -23,148 +22,17 @@ import torch
 from torch import Tensor
 
 from fastspeech.generation.beam import beam_search
-from fastspeech.generation.interface import Ask, Search
 from fastspeech.generation.pages import PagedCache, PagePool
-from fastspeech.generation.plan import Plan
 from fastspeech.generation.sampling import sample
 from fastspeech.layers import paged
 from fastspeech.outputs import BaseModelOutput
 from fastspeech.recognition import PROMPT_OPTIONS, Chunk, Recogniser, Recording
-from fastspeech.transcripts import Transcript
+from fastspeech.requests import Handle, Job, Request, Result, Summary, Timing, together
 
 _CPU_POOL_BYTES = 1 << 30
 
 _WITHOUT_A_PLACE = ("streamer", "assistant_model", "custom_generate", "return_dict_in_generate", "num_return_sequences")
 """Arguments of `generate` that ask for more than a text."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where the time of a request went, in seconds: until a worker took it, to load it, to take its features, in the
-    encoder, in the decoder, and in all; `audio` is how long it is. Work in a batch counts in full for each in it."""
-
-    queued: float
-    loaded: float
-    features: float
-    encoded: float
-    decoded: float
-    total: float
-    audio: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was said, and how long it took to find out."""
-
-    transcript: Transcript
-    timing: Timing
-
-    @property
-    def text(self) -> str:
-        return self.transcript.text
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What an engine has done so far.
-
-    Attributes:
-        requests, failed, cancelled: how many came to an end, and how.
-        audio: seconds of it that were transcribed.
-        busy: seconds in which there was work.
-        tokens: that were read by the decoder.
-        peak_pages, pages: of the pool.
-    """
-
-    requests: int
-    failed: int
-    cancelled: int
-    audio: float
-    busy: float
-    tokens: int
-    peak_pages: int
-    pages: int
-
-    @property
-    def realtime(self) -> float:
-        """Seconds of audio for each second of work."""
-        return self.audio / self.busy if self.busy else 0.0
-
-
-class Handle:
-    """A request on its way: `result()` waits for it, as `await handle` does; `cancel()` gives it up."""
-
-    def __init__(self, request: "_Request", engine: "Engine") -> None:
-        self._request = request
-        self._engine = engine
-
-    def result(self, timeout: float | None = None) -> Result:
-        """What was said.
-
-        Raises:
-            AudioError: the recording cannot be used.
-            ValueError: an argument that the model does not know, or more than the engine's memory can ever hold.
-            concurrent.futures.CancelledError: it was given up.
-            TimeoutError: not within `timeout` seconds.
-            Any exception of the request's own rules and criteria.
-        """
-        return self._request.future.result(timeout)
-
-    def cancel(self) -> bool:
-        """Give the request up, at the next step of the model at the latest. False where it has come to its end."""
-        return self._engine._cancel(self._request)
-
-    def done(self) -> bool:
-        """Whether it has come to an end, of whatever kind."""
-        return self._request.future.done()
-
-    def __await__(self) -> Generator[Any, None, Result]:
-        return asyncio.wrap_future(self._request.future).__await__()
-
-
-@dataclass(eq=False)
-class _Request:
-    audio: Any
-    number: int
-    prompt: dict[str, Any]
-    options: dict[str, Any]
-    details: tuple[bool, bool]
-    seed: int | None
-    progress: Callable[[float, float], None] | None
-    future: "Future[Result]" = field(default_factory=Future)
-    cancelled: bool = False
-    taken: bool = False
-    waiting: int = 0
-    samples: int = 0
-    submitted: float = field(default_factory=time.perf_counter)
-    times: dict[str, float] = field(default_factory=dict)
-
-    def spend(self, what: str, seconds: float) -> None:
-        self.times[what] = self.times.get(what, 0.0) + seconds
-
-
-@dataclass(eq=False)
-class _Job:
-    """A chunk of a request, from its features to its tokens.
-
-    Attributes:
-        recording: of which the chunk is.
-        encoded: (1, frames, width), once it was listened to.
-        cache, search, ask: once it is searched for what was said.
-        left: whether it is over.
-    """
-
-    request: _Request
-    recording: Recording
-    chunk: Chunk
-    inputs: dict[str, Any]
-    prompt: Tensor
-    plan: Plan
-    encoded: Tensor = field(init=False)
-    cache: PagedCache = field(init=False)
-    search: Search = field(init=False)
-    ask: Ask = field(init=False)
-    left: bool = False
 
 
 class Engine:
@@ -240,17 +108,17 @@ class Engine:
         self.pool = PagePool(*sizes, memory // page, page_size=page_size, dtype=weight.dtype, device=weight.device)
 
         self._lock = threading.Condition()
-        self._ready: deque[_Job] = deque()
-        self._heard: list[_Job] = []
-        self._running: list[_Job] = []
+        self._ready: deque[Job] = deque()
+        self._heard: list[Job] = []
+        self._running: list[Job] = []
         self._numbers = itertools.count()
-        self._open: set[_Request] = set()
+        self._open: set[Request] = set()
         self._closing = False
         self._ahead = ahead
         self._loaded = 0.0
         self._done = {"requests": 0, "failed": 0, "cancelled": 0, "tokens": 0, "peak": 0}
         self._audio = self._busy = 0.0
-        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        self._queue: SimpleQueue[Request | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"fastspeech-load-{n}", daemon=True) for n in range(workers)
         ]
@@ -289,13 +157,13 @@ class Engine:
         prompt = self.recogniser.prompt(options)
         rest = {name: value for name, value in options.items() if name not in PROMPT_OPTIONS}
         details = word_timestamps, confidence
-        request = _Request(audio, next(self._numbers), prompt, rest, details, seed, progress)
+        request = Request(audio, next(self._numbers), prompt, rest, details, seed, progress)
         with self._lock:
             if self._closing:
                 raise RuntimeError("the engine is closed")
             self._open.add(request)
             self._queue.put(request)
-        return Handle(request, self)
+        return Handle(request, self._cancel)
 
     def as_completed(self, handles: Iterable[Handle], timeout: float | None = None) -> Iterator[Handle]:
         """The handles in the order in which they come to their ends."""
@@ -343,7 +211,7 @@ class Engine:
         while (request := self._queue.get()) is not None:
             self._prepare(request)
 
-    def _prepare(self, request: _Request) -> None:
+    def _prepare(self, request: Request) -> None:
         """Load a recording, and make the jobs of its chunks."""
         try:
             with self._lock:
@@ -369,7 +237,7 @@ class Engine:
         except Exception as error:
             self._end(request, error)
 
-    def _job(self, request: _Request, recording: Recording, chunk: Chunk) -> _Job:
+    def _job(self, request: Request, recording: Recording, chunk: Chunk) -> Job:
         recogniser = self.recogniser
         inputs = recogniser.inputs([chunk], request.prompt)
         ids = inputs.get("decoder_input_ids")
@@ -379,9 +247,9 @@ class Engine:
         _, inputs, prompt, plan = self.model.planned(**inputs, **{**request.options, "max_new_tokens": limit})
         if plan.beams > self.max_rows:
             raise ValueError(f"num_beams={plan.beams}: the engine has max_rows={self.max_rows}")
-        return _Job(request, recording, chunk, inputs, prompt, plan)
+        return Job(request, recording, chunk, inputs, prompt, plan)
 
-    def _seconds(self, job: _Job) -> float:
+    def _seconds(self, job: Job) -> float:
         return len(job.chunk.samples) / self.recogniser.rate
 
     # In the engine's thread.
@@ -421,19 +289,19 @@ class Engine:
             self._listen(self._next_batch())
         while self._heard and self._seat(self._heard[0]):
             pass
-        by_count: dict[int, list[_Job]] = {}
+        by_count: dict[int, list[Job]] = {}
         for job in self._running:
             by_count.setdefault(job.ask.input_ids.shape[1], []).append(job)
         for jobs in by_count.values():
             self._read(jobs)
         self._done["peak"] = max(self._done["peak"], self.pool.in_use)
 
-    def _next_batch(self) -> list[_Job]:
+    def _next_batch(self) -> list[Job]:
         """The chunks to listen to now: the one that waits longest, and with it those of about its length."""
         with self._lock:
             waiting = list(self._ready)
         rows = self.max_rows - sum(job.plan.beams for job in self._running)
-        batch: list[_Job] = []
+        batch: list[Job] = []
         longest = 0.0
         for job in sorted(waiting, key=lambda job: abs(len(job.chunk.samples) - len(waiting[0].chunk.samples))):
             longest = max(longest, self._seconds(job))
@@ -446,13 +314,13 @@ class Engine:
                 self._ready.remove(job)
         return batch
 
-    def _listen(self, batch: list[_Job]) -> None:
+    def _listen(self, batch: list[Job]) -> None:
         """Encode the chunks of a batch."""
         if not batch:
             return
         began = time.perf_counter()
         try:
-            encoded = self.model.encode({**_together([job.inputs for job in batch]), **self._exactly})
+            encoded = self.model.encode({**together([job.inputs for job in batch]), **self._exactly})
         except Exception as error:
             self._one_by_one(self._listen, batch, error)
             return
@@ -465,7 +333,7 @@ class Engine:
             job.encoded = hidden[place : place + 1, : frames[place]]
             self._heard.append(job)
 
-    def _seat(self, job: _Job) -> bool:
+    def _seat(self, job: Job) -> bool:
         """Begin to search for what was said in a chunk; false where others have to end first."""
         plan, frames = job.plan, job.encoded.shape[1]
         needed = PagedCache.most_pages(self.pool, plan.beams, plan.max_length - 1, frames)
@@ -496,7 +364,7 @@ class Engine:
         self._go_on(job, None)
         return True
 
-    def _read(self, jobs: list[_Job]) -> None:
+    def _read(self, jobs: list[Job]) -> None:
         """Read what searches ask for, as many tokens for each, and let them go on."""
         began = time.perf_counter()
         ids = torch.cat([job.ask.input_ids for job in jobs])
@@ -513,7 +381,7 @@ class Engine:
         for job in jobs:
             job.request.spend("decoded", spent)
 
-    def _one_by_one(self, run: Callable[[list[_Job]], None], jobs: list[_Job], error: Exception) -> None:
+    def _one_by_one(self, run: Callable[[list[Job]], None], jobs: list[Job], error: Exception) -> None:
         """After an error of a batch: one of it may be at fault, and the others are not to suffer for it."""
         if len(jobs) == 1:
             self._drop(jobs[0], error)
@@ -521,7 +389,7 @@ class Engine:
         for job in jobs:
             run([job])
 
-    def _go_on(self, job: _Job, logits: Tensor | None) -> None:
+    def _go_on(self, job: Job, logits: Tensor | None) -> None:
         """Let a search go on to what it asks for next, or to its end."""
         try:
             job.ask = next(job.search) if logits is None else job.search.send(logits)
@@ -533,7 +401,7 @@ class Engine:
         except Exception as error:
             self._drop(job, error)
 
-    def _finish(self, job: _Job, row: Tensor) -> None:
+    def _finish(self, job: Job, row: Tensor) -> None:
         """Put down what was found for a chunk, row (1, length), and with the last of its recording the result."""
         request, recogniser, chunk = job.request, self.recogniser, job.chunk
         prompt_length = job.prompt.shape[1]
@@ -555,13 +423,13 @@ class Engine:
             total = time.perf_counter() - request.submitted
             self._end(request, Result(transcript, Timing(**spent, total=total, audio=recording.samples / rate)))
 
-    def _drop(self, job: _Job, error: BaseException | None) -> None:
+    def _drop(self, job: Job, error: BaseException | None) -> None:
         """Take a job out; its request ends with the error."""
         self._leave(job)
         if error is not None:
             self._end(job.request, error)
 
-    def _leave(self, job: _Job) -> None:
+    def _leave(self, job: Job) -> None:
         """Forget a job and give its pages back."""
         if job.left:
             return
@@ -580,7 +448,7 @@ class Engine:
 
     # In any thread.
 
-    def _end(self, request: _Request, outcome: Result | BaseException) -> None:
+    def _end(self, request: Request, outcome: Result | BaseException) -> None:
         """Bring a request to its end, once."""
         with self._lock:
             if request not in self._open:
@@ -602,7 +470,7 @@ class Engine:
         else:
             request.future.set_result(outcome)
 
-    def _cancel(self, request: _Request) -> bool:
+    def _cancel(self, request: Request) -> bool:
         with self._lock:
             if request not in self._open:
                 return False
@@ -612,21 +480,6 @@ class Engine:
         if not taken:
             self._end(request, CancelledError())
         return True
-
-
-def _together(inputs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model's inputs for several clips at once, of those for each: tensors (1, n, ...), padded with 0 in n."""
-    joined = {}
-    for name, first in inputs[0].items():
-        if not isinstance(first, Tensor):
-            joined[name] = first
-            continue
-        most = max(each[name].shape[1] for each in inputs)
-        batch = first.new_zeros(len(inputs), most, *first.shape[2:])
-        for row, each in zip(batch, inputs, strict=True):
-            row[: each[name].shape[1]] = each[name][0]
-        joined[name] = batch
-    return joined
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
