@@ -1,13 +1,29 @@
 """A step of a decoder for rows of many requests, each at a position of its own, over pages of one pool."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastspeech.generation.pages import PagedCache, as_table
+from fastspeech.generation.pages import PagedCache, PagePool, as_table
 from fastspeech.kernels import page_append, paged_attention
 from fastspeech.layers.decoder import Decoder, Step
+
+
+class Places(NamedTuple):
+    """Where rows stand on the pages of a pool.
+
+    positions: (rows,) int64, of each row's first new token; negative where the row is idle. table: (rows, columns)
+    int32, the pages of its tokens. cross_positions: (rows,) int64, its frames less the n new tokens; below 1 - n where
+    it is idle. cross_table: (rows, columns) int32, the pages of its frames. most: a position that no row is behind.
+    """
+
+    positions: Tensor
+    table: Tensor
+    cross_positions: Tensor
+    cross_table: Tensor
+    most: int
 
 
 def read(decoder: Decoder, steps: list[Step], input_ids: Tensor, caches: Sequence[PagedCache]) -> Tensor:
@@ -26,26 +42,38 @@ def read(decoder: Decoder, steps: list[Step], input_ids: Tensor, caches: Sequenc
     cross_table = as_table([cache.cross_table for cache in of_row], device)
     places = torch.tensor([[cache.length, cache.frames - count] for cache in of_row]).to(device)
     positions, cross_positions = places.T.contiguous().unbind()
-    position_ids = positions[:, None] + torch.arange(count, device=device)
-    entry = decoder.enter(input_ids, None, position_ids, max(cache.length for cache in caches))
+    most = max(cache.length for cache in caches)
+    hidden = through(decoder, steps, pool, input_ids, Places(positions, table, cross_positions, cross_table, most))
+    for cache in caches:
+        cache.advance(count)
+    return hidden[:, -1]
+
+
+def through(decoder: Decoder, steps: list[Step], pool: PagePool, input_ids: Tensor, places: Places) -> Tensor:
+    """Hidden states (rows, n, hidden) after further tokens input_ids (rows, n), whose keys and values are written to
+    the pool's pages. Nothing depends on what the host knows but shapes and `places.most`; what comes of an idle row
+    says nothing."""
+    rows, count = input_ids.shape
+    position_ids = places.positions.clamp(min=0)[:, None]
+    if count > 1:
+        position_ids = position_ids + torch.arange(count, device=input_ids.device)
+    entry = decoder.enter(input_ids, None, position_ids, places.most)
     x, h, rotate = entry.x, entry.h, entry.rotate
     heads, head_dim = decoder.heads, decoder.head_dim
     sizes = [heads, decoder.kv_heads, decoder.kv_heads]
     for step, keys, values in zip(steps, pool.keys, pool.values, strict=True):
-        by_head = step.qkv(h).view(len(x), count, -1, head_dim)
+        by_head = step.qkv(h).view(rows, count, -1, head_dim)
         if rotate is not None:
             by_head = rotate(by_head)
         q, k, v = by_head.split(sizes, dim=2)
-        page_append(k, v, keys, values, table, positions)
-        y = paged_attention(q, keys, values, table, positions)
+        page_append(k, v, keys, values, places.table, places.positions)
+        y = paged_attention(q, keys, values, places.table, places.positions)
         x, h = step.norm_cross(x, step.out(y.flatten(2)))
-        q = step.cross_q(h).view(len(x), count, heads, head_dim)
-        y = paged_attention(q, keys, values, cross_table, cross_positions, causal=False)
+        q = step.cross_q(h).view(rows, count, heads, head_dim)
+        y = paged_attention(q, keys, values, places.cross_table, places.cross_positions, causal=False)
         x, h = step.norm_mlp(x, step.cross_out(y.flatten(2)))
         x, h = step.norm_next(x, step.mlp(h))
-    for cache in caches:
-        cache.advance(count)
-    return h[:, -1]
+    return h
 
 
 def listen(decoder: Decoder, encoded: Tensor, caches: Sequence[PagedCache]) -> None:
