@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
 from fastspeech.generation.interface import Record
-from fastspeech.integrations.shared import share
+from fastspeech.integrations.shared import as_built, original_class, replaced_forward, share
 from fastspeech.kernels.onednn import through_onednn
 from fastspeech.layers.derived import Kept
 from fastspeech.layers.relaid import Product, Relaid
@@ -44,10 +44,11 @@ _IGNORED = frozenset({"cache_position", "num_items_in_batch", "use_cache"})
 class Served:
     """The forward of one module of transformers, by our counterpart of it.
 
-    The module's own forward runs where ours would lose something: under `torch.compile`, whose work ours is; where
-    hooks, gradient checkpointing, hidden states or attention weights need the layers; where something has taken the
-    place of a layer; and for arguments and caches that ours does not know. In mode "inference" also where gradients are
-    recorded.
+    The module's own forward runs where ours would lose something: under `torch.compile`, whose work ours is, and the
+    transforms of `torch.func`; where hooks, gradient checkpointing, hidden states or attention weights need the layers;
+    where something has taken the place of a layer, of its forward or of a parameter, as adapters and quantisation do;
+    where parameters differ in dtype; and for arguments and caches that ours does not know. In mode "inference" also
+    where gradients are recorded.
 
     Args:
         module: of transformers.
@@ -55,7 +56,8 @@ class Served:
         training: whether it serves where gradients are recorded, too.
 
     Raises:
-        ValueError: a forward with other arguments than the known ones, or parameters that are not those of `ours`.
+        ValueError: a forward with other arguments than the known ones, a class or layers that are not transformers'
+            own, or parameters that are not those of `ours`.
     """
 
     arguments: ClassVar[Sequence[tuple[str, ...]]]
@@ -67,7 +69,10 @@ class Served:
         self._names = tuple(name for name in names if name != "kwargs")
         if self._names not in self.arguments:
             raise ValueError(f"its forward takes {', '.join(names)}, which is none of the known signatures")
-        share(ours, module)
+        if type(module) is not original_class(module) or replaced_forward(module):
+            raise ValueError(f"the forward of {type(module).__qualname__} is not transformers' own")
+        self._expected = as_built(module)
+        self._take()
         # Packing moves what had memory of its own.
         self._misfit = False
         self._run = Run()
@@ -93,8 +98,7 @@ class Served:
 
     def of(self, *names: str) -> Any:
         """The first class of these names in the module's file."""
-        kind = next(kind for kind in type(self.module).__mro__ if kind.__module__.startswith("transformers.models."))
-        home = sys.modules[kind.__module__]
+        home = sys.modules[type(self.module).__module__]
         return next(getattr(home, name) for name in names if hasattr(home, name))
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -125,19 +129,31 @@ class Served:
             or not getattr(config, "return_dict", True)
             or config._attn_implementation not in ATTENTIONS
             or torch_modules._has_any_global_hook()
-            or any(map(_watching, self._hooks))
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or (any(self._hooks) and any(map(_watching, self._hooks)))
+            or any(
+                type(part) is not kind or ("forward" in held and replaced_forward(part))
+                for part, kind, held in self._within
+            )
             or (self.module.training and any(layer.gradient_checkpointing for layer in self._checkpointed))
             or not self._current()
         )
 
+    def _take(self) -> None:
+        share(self.ours, self.module, self._expected)
+        dtypes = {parameter.dtype for parameter in self.module.parameters()}
+        if len(dtypes) > 1:
+            raise ValueError(f"its parameters are {' and '.join(sorted(map(str, dtypes)))}")
+
     def _current(self) -> bool:
         """Whether `ours` has the parameters of the module; takes what was exchanged since the last call."""
-        place = self._first.device, self._first.dtype
+        first = self._parameters[0]
+        place = first.device, *(parameter.dtype for parameter in self._parameters)
         if place != self._place or not all(held.get(name) is value for held, name, value in self._seen):
             self._misfit = False
             self._run.drop()
             try:
-                share(self.ours, self.module)
+                self._take()
             except ValueError as error:
                 self._misfit = True
                 warnings.warn(f"fastspeech no longer serves {type(self.module).__name__}: {error}", stacklevel=2)
@@ -156,10 +172,11 @@ class Served:
             for name, value in held.items()
             if name not in part._non_persistent_buffers_set
         ]
+        self._within = [(part, type(part), vars(part)) for part in parts[1:]]
         self._hooks = [getattr(part, kind) for part in parts[1:] for kind in _HOOKS]
         self._checkpointed: Any = [part for part in parts if hasattr(part, "gradient_checkpointing")]
-        self._first = next(self.module.parameters())
-        self._place = self._first.device, self._first.dtype
+        self._parameters = list(self.module.parameters())
+        self._place = self._parameters[0].device, *(parameter.dtype for parameter in self._parameters)
 
 
 class Run(Kept):

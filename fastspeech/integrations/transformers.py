@@ -13,7 +13,7 @@ import fastspeech
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import GenerationConfig
 from fastspeech.integrations import served
-from fastspeech.integrations.shared import build
+from fastspeech.integrations.shared import build, original_class
 from fastspeech.kernels import rope_attention
 from fastspeech.layers.attention import attention
 
@@ -196,10 +196,8 @@ def _attention(
 
 def known_name(module: Any) -> str | None:
     """The name of the class of transformers that `module` is an instance of, or None."""
-    for kind in type(module).__mro__:
-        if kind.__module__.startswith("transformers.models."):
-            return kind.__name__
-    return None
+    kind = original_class(module)
+    return None if kind is None else kind.__name__
 
 
 _COUNTERPARTS: dict[str | None, tuple[type[served.Served], str, str, str]] = {
