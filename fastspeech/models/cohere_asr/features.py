@@ -208,14 +208,18 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
             longest = -(-longest // multiple) * multiple
         if padding in (False, None, "do_not_pad") and any(len(row) != longest for row in rows):
             raise ValueError("clips of different lengths need padding='longest'")
-        waveform = rows[0].new_zeros(len(rows), longest)
+        waveform = rows[0].new_empty(len(rows), longest)
         generator = torch.Generator()
+        noise = torch.empty(0)
         for target, row in zip(waveform, rows, strict=True):
+            target[len(row) :] = 0
             target = target[: len(row)]
-            target.copy_(row)
             if self.dither > 0:
-                noise = torch.randn(len(row), generator=generator.manual_seed(len(row)))
-                target.add_(noise.to(target.device), alpha=self.dither)
+                if len(noise) != len(row):
+                    noise = torch.randn(len(row), generator=generator.manual_seed(len(row)))
+                torch.add(row, noise.to(row.device), alpha=self.dither, out=target)
+            else:
+                target.copy_(row)
         return waveform
 
     def _features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

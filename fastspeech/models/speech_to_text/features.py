@@ -136,15 +136,17 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
         target = padded_length(sizes, padding, max_length, pad_to_multiple_of)
         widths = sizes if target is None else [max(size, target) for size in sizes]
 
-        energies = self._energies(rows, torch.device(device or "cpu"))
+        features = self._energies(rows, torch.device(device or "cpu"))
         # Negative padding cuts: frames of longer clips, and those that truncation leaves out.
-        features = F.pad(energies, (0, 0, 0, max(widths) - energies.shape[1]))
+        if more := max(widths) - features.shape[1]:
+            features = F.pad(features, (0, 0, 0, more))
         lengths = torch.tensor(sizes, device=features.device)
         valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
         if self.do_ceptral_normalize:
             features = self._normalised(features, lengths, valid[..., None])
         filling = self.padding_value if padding_value is None else padding_value
-        features = features.masked_fill(~valid[..., None], filling)
+        if min(sizes) < features.shape[1]:
+            features = features.masked_fill_(~valid[..., None], filling)
 
         data: dict[str, Any] = {"input_features": features}
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
@@ -156,7 +158,7 @@ class Speech2TextFeatureExtractor(FeatureExtractor):
 
     def _energies(self, rows: list[Tensor], device: torch.device) -> Tensor:
         """Log-mel energies (rows, frames, bins) of clips, frames being those of the longest."""
-        waveform = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device) * INTEGER_SCALE
+        waveform = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device).mul_(INTEGER_SCALE)
         if self.dither > 0:
             waveform = waveform + self.dither * torch.randn_like(waveform)
         if device not in self._constants:
