@@ -14,6 +14,7 @@ from .interface import LogitsRule, StepModel, StoppingCriterion, Streamer, run
 from .logits_rules import AllowedTokens, RuleList, as_list
 from .plan import Plan, make_plan
 from .sampling import sample
+from .seats import graphable, serves
 from .speculative import Drafter, speculate
 from .stopping import CriterionList
 
@@ -116,6 +117,8 @@ class GenerationMixin:
         prompt = prompt.repeat_interleave(rows, 0)
         encoded: BaseModelOutput | None = None
         cache = model_inputs.get("past_key_values")
+        if cache is None and self.sits(plan, prompt.device):
+            return cast(Any, self).write(model_inputs, prompt, plan)
         if cache is None:
             if plan.record() is not None:
                 encoded = self._encoded(model_inputs, plan)
@@ -133,6 +136,13 @@ class GenerationMixin:
             output.encoder_attentions, output.encoder_hidden_states = encoded.attentions, encoded.hidden_states
             output.cross_attentions = _over_all_frames(output.cross_attentions, encoded)
         return output if plan.as_record else output.sequences
+
+    def sits(self, plan: Plan, device: torch.device) -> bool:
+        """Whether a plan is carried out on the device alone, by steps that are recorded (see `Seats`)."""
+        model = cast(Any, self)
+        if not (hasattr(model, "write") and serves(device) and graphable(plan, model.dtype)):
+            return False
+        return not (model.training or torch.is_autocast_enabled(device.type))
 
     def planned(
         self,

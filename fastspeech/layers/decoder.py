@@ -14,6 +14,7 @@ from fastspeech.layers.attention import attention
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import PackedLinear
 from fastspeech.layers.relaid import Map, Product, Relaid
+from fastspeech.layers.seated import Seated
 
 AddAndNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -85,6 +86,7 @@ class Decoder(DerivingModule):
         super().__init__()
         self._cross = PackedLinear()
         self._relaid = Relaid()
+        self.seated = Seated()
 
     def enter(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None, past: int
@@ -109,10 +111,14 @@ class Decoder(DerivingModule):
         """The projections to cross-attention's keys and values, of each layer in turn."""
         raise NotImplementedError
 
+    def cross_function(self) -> Map:
+        """The projections of `cross_maps` as one."""
+        return self._cross.function(self.cross_maps())
+
     def cross_keys_values(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all layers, each (layers, B, kv_heads, frames, head_dim), of encoded (B, frames, width):
         one product."""
-        both = self._cross.function(self.cross_maps())(encoded)
+        both = self.cross_function()(encoded)
         both = both.unflatten(-1, (-1, 2, self.kv_heads, self.head_dim))
         keys, values = both.permute(3, 2, 0, 4, 1, 5).contiguous().unbind(0)
         return keys, values

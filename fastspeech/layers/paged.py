@@ -1,29 +1,19 @@
 """A step of a decoder for rows of many requests, each at a position of its own, over pages of one pool."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastspeech.generation.pages import PagedCache, PagePool, as_table
+from fastspeech.generation.seats import Places
 from fastspeech.kernels import page_append, paged_attention
-from fastspeech.layers.decoder import Decoder, Step
 
-
-class Places(NamedTuple):
-    """Where rows stand on the pages of a pool.
-
-    positions: (rows,) int64, of each row's first new token; negative where the row is idle. table: (rows, columns)
-    int32, the pages of its tokens. cross_positions: (rows,) int64, its frames less the n new tokens; below 1 - n where
-    it is idle. cross_table: (rows, columns) int32, the pages of its frames. most: a position that no row is behind.
-    """
-
-    positions: Tensor
-    table: Tensor
-    cross_positions: Tensor
-    cross_table: Tensor
-    most: int
+if TYPE_CHECKING:
+    from fastspeech.layers.decoder import Decoder, Step
 
 
 def read(decoder: Decoder, steps: list[Step], input_ids: Tensor, caches: Sequence[PagedCache]) -> Tensor:
@@ -79,10 +69,15 @@ def through(decoder: Decoder, steps: list[Step], pool: PagePool, input_ids: Tens
 def listen(decoder: Decoder, encoded: Tensor, caches: Sequence[PagedCache]) -> None:
     """Put the keys and values of encoder frames (B, frames, width) into the pages of B caches, each `cache.frames` of
     them."""
-    pool = caches[0].pool
     table = as_table([cache.cross_table for cache in caches], encoded.device)
     counts = torch.tensor([cache.frames for cache in caches], device=encoded.device)
-    first = torch.zeros_like(counts)
+    hear(decoder, encoded, caches[0].pool, table, counts)
+
+
+def hear(decoder: Decoder, encoded: Tensor, pool: PagePool, table: Tensor, counts: Tensor | None) -> None:
+    """Put the keys and values of encoder frames (B, frames, width) into the pages that table (B, columns) int32 names,
+    of each row the first `counts` (B,), or all."""
+    first = torch.zeros(len(encoded), dtype=torch.int64, device=encoded.device)
     keys, values = decoder.cross_keys_values(encoded)
     for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
         page_append(k.transpose(1, 2), v.transpose(1, 2), pool.keys[layer], pool.values[layer], table, first, counts)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastspeech.generation.cache import DecoderCache
 from fastspeech.generation.interface import Record
+from fastspeech.generation.plan import Plan
 from fastspeech.layers.decoder import Decoder, Decoding, Step
 from fastspeech.layers.linear import direct
 from fastspeech.layers.relaid import Map, Product
@@ -154,14 +155,26 @@ class WithHead:
 
     def hoisted(self, encoded: BaseModelOutput, rows_per_input: int, capacity: int) -> Decoding:
         """The cache to decode with: all that decoding needs of the encoder's output, frames no row has left out."""
-        hidden, lengths = cast(Tensor, encoded.last_hidden_state), None
-        if encoded.attention_mask is not None:
-            lengths = encoded.attention_mask.sum(-1)
-            hidden = hidden[:, : max(1, int(lengths.max()))]
-            lengths = None if bool((lengths == hidden.shape[1]).all()) else lengths
+        hidden, lengths = heard_frames(encoded)
         keys, values = self.model.decoder.cross_keys_values(hidden)
         steps, head = self.functions(self.model.decoder.product(rows_per_input * len(hidden)))
         return Decoding(steps, head, keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
+
+    def heard(self, model_inputs: dict[str, Any]) -> BaseModelOutput:
+        """The encoder's output, that which was given or its own."""
+        given = model_inputs.get("encoder_outputs")
+        return as_encoder_output(cast(Any, self).encode(model_inputs) if given is None else given)
+
+    @torch.no_grad()
+    def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
+        """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
+        return self.hoisted(self.heard(model_inputs), rows_per_input, capacity)
+
+    @torch.no_grad()
+    def write(self, model_inputs: dict[str, Any], prompt: Tensor, plan: Plan) -> Tensor:
+        """The sequences (B, length) int64 that `generate` returns for a plan that it `sits` for."""
+        hidden, lengths = heard_frames(self.heard(model_inputs))
+        return self.model.decoder.seated.write(self, hidden, lengths, prompt, plan)
 
     def functions(self, product: Product | None = None) -> tuple[list[Step], Map]:
         """The decoder's layers and the head as functions of their present parameters (see `Decoder.steps`)."""
@@ -190,6 +203,17 @@ def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
     return BaseModelOutput(
         encoder_outputs.last_hidden_state, attention_mask=getattr(encoder_outputs, "attention_mask", None)
     )
+
+
+def heard_frames(encoded: BaseModelOutput) -> tuple[Tensor, Tensor | None]:
+    """The frames (B, frames, width) without those that no row has, and how many of them each has, (B,) int64; None
+    where all are."""
+    hidden = cast(Tensor, encoded.last_hidden_state)
+    if encoded.attention_mask is None:
+        return hidden, None
+    lengths = encoded.attention_mask.sum(-1)
+    hidden = hidden[:, : max(1, int(lengths.max()))]
+    return hidden, None if bool((lengths == hidden.shape[1]).all()) else lengths
 
 
 def valid_lengths(encoded: BaseModelOutput) -> Tensor | None:

@@ -2,14 +2,12 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
-from fastspeech.layers.decoder import Decoding
 from fastspeech.layers.initialise import initialise
-from fastspeech.layers.seq2seq import EncoderDecoder, WithHead, as_encoder_output
+from fastspeech.layers.seq2seq import EncoderDecoder, WithHead
 from fastspeech.models.cohere_asr.config import CohereAsrConfig
 from fastspeech.models.cohere_asr.decoder import CohereAsrDecoder
 from fastspeech.models.cohere_asr.encoder import ParakeetEncoder
@@ -181,11 +179,3 @@ class CohereAsrForConditionalGeneration(WithHead, GenerationMixin, CohereAsrPreT
             frames = max(1, int(mask.sum(-1).max()))
             features, mask = features[:, :frames], mask[:, :frames]
         return self.model.encoded(features, mask, with_states, with_weights)
-
-    @torch.no_grad()
-    def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
-        """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
-        encoded = model_inputs.get("encoder_outputs")
-        if encoded is None:
-            encoded = self.encode(model_inputs)
-        return self.hoisted(as_encoder_output(encoded), rows_per_input, capacity)

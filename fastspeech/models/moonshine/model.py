@@ -2,14 +2,12 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
-from fastspeech.layers.decoder import Decoding
 from fastspeech.layers.initialise import initialise
-from fastspeech.layers.seq2seq import EncoderDecoder, WithHead, as_encoder_output
+from fastspeech.layers.seq2seq import EncoderDecoder, WithHead
 from fastspeech.layers.specaugment import mask_features
 from fastspeech.models.moonshine.config import MoonshineConfig
 from fastspeech.models.moonshine.decoder import MoonshineDecoder
@@ -190,11 +188,3 @@ class MoonshineForConditionalGeneration(WithHead, GenerationMixin, MoonshinePreT
         """What the encoder gives for the audio."""
         audio = (model_inputs.get(name) for name in ("input_values", "attention_mask", "exact_batching"))
         return self.model.encoded(*audio, with_states, with_weights)
-
-    @torch.no_grad()
-    def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
-        """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
-        encoded = model_inputs.get("encoder_outputs")
-        if encoded is None:
-            encoded = self.encode(model_inputs)
-        return self.hoisted(as_encoder_output(encoded), rows_per_input, capacity)

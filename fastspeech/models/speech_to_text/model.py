@@ -6,12 +6,10 @@ From fairseq S2T (Wang et al. 2020), for speech recognition and translation.
 from functools import partial
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import DecoderCache, GenerationConfig, GenerationMixin
-from fastspeech.layers.decoder import Decoding
 from fastspeech.layers.initialise import initialise
 from fastspeech.layers.seq2seq import EncoderDecoder, WithHead, as_encoder_output
 from fastspeech.models.speech_to_text.config import Speech2TextConfig
@@ -210,10 +208,7 @@ class Speech2TextForConditionalGeneration(WithHead, GenerationMixin, Speech2Text
         audio = (model_inputs.get(name) for name in ("input_features", "attention_mask", "head_mask"))
         return self.model.encoded(*audio, with_states, with_weights)
 
-    @torch.no_grad()
-    def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
-        """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
-        encoded = self.model.with_mask(model_inputs.get("encoder_outputs"), model_inputs.get("attention_mask"))
-        if encoded is None:
-            encoded = self.encode(model_inputs)
-        return self.hoisted(encoded, rows_per_input, capacity)
+    def heard(self, model_inputs: dict[str, Any]) -> BaseModelOutput:
+        """As `WithHead.heard`; encoder outputs without a mask get that of the inputs."""
+        given = self.model.with_mask(model_inputs.get("encoder_outputs"), model_inputs.get("attention_mask"))
+        return self.encode(model_inputs) if given is None else given

@@ -1,0 +1,127 @@
+"""Work whose launches a GPU takes as one: CUDA graphs, and the same functions as they are where there are none.
+
+A step of a decoder is a hundred kernels of a few microseconds, which take the host longer to launch than a GPU to run.
+What can be recorded reads and writes memory that was there before it, and stays; it brings no value to the host, takes
+none from there, and its shapes are the same each time.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def captures(device: torch.device) -> bool:
+    """Whether there are graphs on a device."""
+    return device.type == "cuda"
+
+
+class Graphs:
+    """Functions of no arguments, each recorded once and from then on replayed.
+
+    All share one pool of memory for what they make, so that no two may run at once, and none leaves anything there.
+
+    Attributes:
+        device: where the functions run. Without graphs on it they are called in place of being replayed.
+        replays: how often each was run, by its key.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.replays: dict[Hashable, int] = {}
+        self._recorded: dict[Hashable, _Replay] = {}
+        self._stream: Any = None
+        self._pool: Any = None
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._recorded
+
+    def record(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Make `function` what `key` stands for. On a GPU it is called twice, once to compile what it launches and once
+        to record that; elsewhere once, for what it prepares."""
+        if captures(self.device):
+            self._recorded[key] = self._captured(function)
+        else:
+            function()
+            self._recorded[key] = _Replay(function, [])
+        self.replays[key] = 0
+
+    def run(self, key: Hashable) -> None:
+        """Launch what was recorded under `key`, on the current stream."""
+        self._recorded[key].run()
+        self.replays[key] += 1
+
+    def _captured(self, function: Callable[[], None]) -> "_Replay":
+        with torch.cuda.device(self.device):
+            if self._stream is None:
+                self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+            before, found = torch.cuda.current_stream(), _Found()
+            self._stream.wait_stream(before)
+            with torch.cuda.stream(self._stream):
+                # Nothing may be compiled nor a library's workspace taken while a graph is being recorded.
+                with found:
+                    function()
+                graph = torch.cuda.CUDAGraph()
+                try:
+                    # Other threads go on: they load recordings.
+                    with torch.cuda.graph(
+                        graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                    ):
+                        function()
+                except RuntimeError as error:
+                    warnings.warn(
+                        f"fastspeech: a step runs without a CUDA graph, correct but slower ({error})",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    graph = None
+            before.wait_stream(self._stream)
+        return _Replay(function if graph is None else graph.replay, found.tensors)
+
+
+class _Replay:
+    """What is called, and the tensors it reads, whose addresses are in it: they stay as long as it does."""
+
+    def __init__(self, run: Callable[[], None], tensors: list[Tensor]) -> None:
+        self.run = run
+        self._tensors = tensors
+
+
+class _Found(TorchDispatchMode):
+    """Collects the tensors that are there before the work that it is entered for.
+
+    Attributes:
+        tensors: those that an operation was given and none returned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self._seen: set[int] = set()
+        self._made: list[Tensor] = []  # whose identities must not be given out again
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._made.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._note(given, self.tensors)
+        result = func(*args, **(kwargs or {}))
+        self._note([leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)], self._made)
+        return result
+
+    def _note(self, tensors: list[Tensor], into: list[Tensor]) -> None:
+        new = [tensor for tensor in tensors if id(tensor) not in self._seen]
+        self._seen.update(map(id, new))
+        into += new
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without a wait for the device."""
+    # Of memory that is not pinned a copy would be waited for.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
