@@ -19,6 +19,8 @@ CASES = [
 @pytest.mark.parametrize(("spec", "case"), CASES)
 def test_the_eager_path_errs_no_more_than_the_plain_one(spec, case):
     inputs = spec.inputs(torch.float32, torch.Generator().manual_seed(3), **case.shape)
+    if "window" in inputs:
+        inputs["window"] += 0.1  # Hann's hides the first tap.
     first, reference = next(iter(inputs)), OPS[spec.name].reference
     wide = {n: v.double() for n, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
     oracle = reference(**inputs | wide)
