@@ -7,6 +7,8 @@ the decoder, each at its own position over the pages of one pool: a request writ
 
 import atexit
 import itertools
+import math
+import os
 import threading
 import time
 import weakref
@@ -49,8 +51,9 @@ class Engine:
     Args:
         model: an encoder-decoder of the library.
         processor: of the model.
-        memory: bytes of the pages that keys and values are kept in; by default 1 GiB on the CPU, and on a GPU
-            `gpu_memory_fraction` of what is free.
+        memory: bytes of the pages that keys and values are kept in, at most; math.inf for as many as it takes. By
+            default 1 GiB on the CPU, and on a GPU `gpu_memory_fraction` of what is free. A GPU's are taken at once,
+            others as they are needed.
         gpu_memory_fraction: see `memory`.
         page_size: tokens of a page.
         max_rows: hypotheses in the decoder at once, over all requests.
@@ -69,7 +72,7 @@ class Engine:
         model: Any,
         processor: Any,
         *,
-        memory: int | None = None,
+        memory: float | None = None,
         gpu_memory_fraction: float = 0.5,
         page_size: int = 16,
         max_rows: int = 64,
@@ -78,9 +81,9 @@ class Engine:
         ahead: float = 600.0,
         max_tokens_per_second: float | None = None,
     ) -> None:
-        decoder = getattr(getattr(model, "model", None), "decoder", None)
-        if decoder is None or not hasattr(model, "functions"):
+        if not self.serves(model):
             raise ValueError(f"the engine serves encoder-decoder models, not {type(model).__name__}")
+        decoder = model.model.decoder
         weight = next(decoder.parameters())
         if max_seconds is None:
             max_seconds = 1e-9 if weight.device.type == "cpu" else 120.0
@@ -95,9 +98,7 @@ class Engine:
         self._decoder = decoder
         # A row of a padded batch is to be encoded as it would be alone.
         self._exactly = {"exact_batching": True} if "exact_batching" in signature(model.forward).parameters else {}
-        with torch.no_grad():
-            self._steps, self._head = model.functions(decoder.product(max_rows))
-        sizes = len(self._steps), decoder.kv_heads, decoder.head_dim
+        sizes = len(decoder.layers), decoder.kv_heads, decoder.head_dim
         page = PagePool.page_bytes(*sizes, page_size, weight.dtype)
         if memory is None:
             memory = _CPU_POOL_BYTES
@@ -105,7 +106,11 @@ class Engine:
                 memory = int(gpu_memory_fraction * torch.cuda.mem_get_info(weight.device)[0])
         if memory < page:
             raise ValueError(f"memory={memory} holds no page, which has {page} bytes")
-        self.pool = PagePool(*sizes, memory // page, page_size=page_size, dtype=weight.dtype, device=weight.device)
+        self._most_pages = memory if memory == math.inf else int(memory // page)
+        pages = int(self._most_pages) if weight.device.type == "cuda" and memory < math.inf else 0
+        kind = {"page_size": page_size, "dtype": weight.dtype, "device": weight.device}
+        with torch.inference_mode(False):
+            self.pool = PagePool(*sizes, pages, **kind)
 
         self._lock = threading.Condition()
         self._ready: deque[Job] = deque()
@@ -116,8 +121,9 @@ class Engine:
         self._closing = False
         self._ahead = ahead
         self._loaded = 0.0
+        self._process = os.getpid()
         self._done = {"requests": 0, "failed": 0, "cancelled": 0, "tokens": 0, "peak": 0}
-        self._audio = self._busy = 0.0
+        self._audio = self._seen = self._busy = 0.0
         self._queue: SimpleQueue[Request | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"fastspeech-load-{n}", daemon=True) for n in range(workers)
@@ -126,6 +132,11 @@ class Engine:
         for thread in self._threads:
             thread.start()
         _engines.add(self)
+
+    @staticmethod
+    def serves(model: Any) -> bool:
+        """Whether this is a model that an engine takes."""
+        return hasattr(getattr(model, "model", None), "decoder") and hasattr(model, "functions")
 
     def submit(
         self,
@@ -149,8 +160,10 @@ class Engine:
 
         Raises:
             ValueError: a language or an argument that the model does not know.
-            RuntimeError: the engine is closed.
+            RuntimeError: the engine is closed, or of the process that this one was forked from.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError("the engine's threads stayed behind in another process: make an engine after a fork")
         refused = [name for name in _WITHOUT_A_PLACE if options.get(name) not in (None, False, 1)]
         if refused:
             raise ValueError(f"the engine gives one text for a recording: it does not take {', '.join(refused)}")
@@ -180,6 +193,7 @@ class Engine:
                 done["failed"],
                 done["cancelled"],
                 self._audio,
+                self._seen,
                 self._busy,
                 done["tokens"],
                 done["peak"],
@@ -188,6 +202,8 @@ class Engine:
 
     def close(self, wait: bool = True) -> None:
         """End: what was submitted is finished, or given up where `wait` is false. Further calls do nothing."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._closing = True
             if not wait:
@@ -197,7 +213,8 @@ class Engine:
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
-            thread.join()
+            if thread is not threading.current_thread():  # where garbage is collected, an owner may end in any thread
+                thread.join()
 
     def __enter__(self) -> "Engine":
         return self
@@ -216,9 +233,9 @@ class Engine:
         try:
             with self._lock:
                 request.taken = True
-                self._lock.wait_for(lambda: self._loaded < self._ahead or request.cancelled)
+                self._lock.wait_for(lambda: self._loaded < self._ahead or request.over)
             request.spend("queued", time.perf_counter() - request.submitted)
-            if request.cancelled:
+            if request.over:
                 raise CancelledError
             began = time.perf_counter()
             recording = self.recogniser.load(request.audio, request.number)
@@ -232,9 +249,11 @@ class Engine:
             request.waiting = len(jobs)
             with self._lock:
                 self._ready.extend(jobs)
-                self._loaded += sum(map(self._seconds, jobs))
+                seconds = sum(map(self._seconds, jobs))
+                self._loaded += seconds
+                self._seen += seconds
                 self._lock.notify_all()
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the worker goes on
             self._end(request, error)
 
     def _job(self, request: Request, recording: Recording, chunk: Chunk) -> Job:
@@ -252,6 +271,12 @@ class Engine:
     def _seconds(self, job: Job) -> float:
         return len(job.chunk.samples) / self.recogniser.rate
 
+    @torch.no_grad()
+    def _lay_out(self, rows: int) -> None:
+        """Make the decoder's functions of its present weights, as about so many rows are read fastest."""
+        self._rows = rows
+        self._steps, self._head = self.model.functions(self._decoder.product(rows))
+
     # In the engine's thread.
 
     def _serve(self) -> None:
@@ -260,11 +285,14 @@ class Engine:
                 began = time.perf_counter()
                 self._turn()
                 self._busy += time.perf_counter() - began
-        except Exception as error:
+        except BaseException as error:
             # Not of any one request: nobody is to wait for what will not come.
             with self._lock:
                 self._closing = True
+                self._ahead = math.inf
                 left = list(self._open)
+            for job in [*self._running, *self._heard, *self._ready]:
+                self._leave(job)
             for request in left:
                 self._end(request, error)
             raise
@@ -281,10 +309,8 @@ class Engine:
     @torch.no_grad()
     def _turn(self) -> None:
         for job in [*self._running, *self._heard, *self._ready]:
-            if job.request.cancelled:
+            if job.request.over:
                 self._drop(job, CancelledError())
-            elif job.request.future.done():
-                self._drop(job, None)
         if not self._heard:
             self._listen(self._next_batch())
         while self._heard and self._seat(self._heard[0]):
@@ -337,17 +363,26 @@ class Engine:
         """Begin to search for what was said in a chunk; false where others have to end first."""
         plan, frames = job.plan, job.encoded.shape[1]
         needed = PagedCache.most_pages(self.pool, plan.beams, plan.max_length - 1, frames)
-        if self.pool.reserved + needed > self.pool.pages >= needed:
+        wanted = self.pool.reserved + needed
+        if wanted > self._most_pages >= needed:
             return False
         self._heard.remove(job)
-        if needed > self.pool.pages:
+        if needed > self._most_pages:
             message = (
                 f"a chunk of {self._seconds(job):.1f} s with {plan.beams} hypotheses of up to {plan.max_length} tokens "
-                f"needs {needed} pages of keys and values, the engine has {self.pool.pages}: give it more memory"
+                f"needs {needed} pages of keys and values, the engine has {self._most_pages}: give it more memory"
             )
             self._drop(job, ValueError(message))
             return True
         try:
+            if wanted > self.pool.pages:
+                self.pool.grow(int(min(self._most_pages, max(wanted, 2 * self.pool.pages))))
+            if not self._running:
+                # Of the weights as they are now; a text alone is read with the layout for one row.
+                alone = len(self._open) == 1 and job.request.waiting == 1 and plan.beams == 1
+                self._lay_out(1 if alone else self.max_rows)
+            elif self._rows == 1:
+                self._lay_out(self.max_rows)
             job.cache = PagedCache(self.pool, plan.beams, plan.max_length - 1, frames)
             paged.listen(self._decoder, job.encoded, [job.cache])
             if plan.do_sample:
@@ -411,6 +446,8 @@ class Engine:
             inputs = {"encoder_outputs": BaseModelOutput(job.encoded)}
             recogniser.read_again([chunk], inputs, row, first, with_words=request.details[0])
         self._leave(job)
+        with self._lock:
+            self._audio += self._seconds(job)
         recording, rate = job.recording, recogniser.rate
         request.waiting -= 1
         request.samples += len(chunk.samples)
@@ -423,11 +460,10 @@ class Engine:
             total = time.perf_counter() - request.submitted
             self._end(request, Result(transcript, Timing(**spent, total=total, audio=recording.samples / rate)))
 
-    def _drop(self, job: Job, error: BaseException | None) -> None:
-        """Take a job out; its request ends with the error."""
+    def _drop(self, job: Job, error: BaseException) -> None:
+        """Take a job out; its request ends with the error, unless it has ended."""
         self._leave(job)
-        if error is not None:
-            self._end(job.request, error)
+        self._end(job.request, error)
 
     def _leave(self, job: Job) -> None:
         """Forget a job and give its pages back."""
@@ -454,18 +490,19 @@ class Engine:
             if request not in self._open:
                 return
             self._open.remove(request)
+            if request.cancelled:
+                outcome = CancelledError()
             self._done["requests"] += 1
             if isinstance(outcome, CancelledError):
                 self._done["cancelled"] += 1
             elif isinstance(outcome, BaseException):
                 self._done["failed"] += 1
-            else:
-                self._audio += outcome.timing.audio
             self._lock.notify_all()
         if isinstance(outcome, CancelledError):
             request.future.cancel()
-            request.future.set_running_or_notify_cancel()
-        elif isinstance(outcome, BaseException):
+        if not request.future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, BaseException):
             request.future.set_exception(outcome)
         else:
             request.future.set_result(outcome)

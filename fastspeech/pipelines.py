@@ -2,18 +2,23 @@
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastspeech.audio.recording import is_recording
+from fastspeech.audio.recording import is_recording, recording_name
 from fastspeech.auto import AutoModelForSpeechSeq2Seq, AutoProcessor, family_of_type
 from fastspeech.checkpoints.config import parse_dtype
 from fastspeech.checkpoints.loading import choose_device
+from fastspeech.engine import Engine
+from fastspeech.errors import AudioError
 from fastspeech.recognition import PROMPT_OPTIONS, Chunk, Recogniser, Recording
+from fastspeech.requests import Handle
 from fastspeech.transcripts import Segment, Transcript, Word
 
 DEMO = Path(__file__).parent / "assets"
@@ -28,6 +33,21 @@ _FAR_FROM_ASCII = frozenset({"ar", "ja", "ko", "uk", "vi", "zh"})
 
 LISTENER = "kyutai_speech_to_text"
 """The type of model that has no encoder, and hears as it writes."""
+
+_OF_ONE_CLIP = ("assistant_model", "streamer")
+"""Arguments of `generate` that serve one clip at a time."""
+
+_OF_GENERATE = (
+    *_OF_ONE_CLIP,
+    "custom_generate",
+    "synced_gpus",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+)
+"""Arguments that `generate` alone takes, or refuses."""
+
+_AHEAD = 16
+"""Batches of a list that are under way, or done before what comes before them."""
 
 Progress = Callable[[float, float], None]
 
@@ -114,7 +134,7 @@ class AutomaticSpeechRecognitionPipeline:
     Args:
         model: with `generate`.
         processor: of the model.
-        batch_size: chunks that the model hears at once.
+        batch_size: chunks whose texts are written at once.
         generate_kwargs, return_timestamps, return_confidence: what calls take that do not say.
         max_tokens_per_second: most tokens of a chunk for each of its seconds, against models that say the same over and
             over; math.inf for no limit. By default what the model says: Moonshine 6.5, but `pipeline` takes 13 where
@@ -131,7 +151,7 @@ class AutomaticSpeechRecognitionPipeline:
         return_confidence: bool = False,
         max_tokens_per_second: float | None = None,
     ) -> None:
-        self.recogniser = Recogniser(model, processor, max_tokens_per_second)
+        self.recogniser = Recogniser(model.eval(), processor, max_tokens_per_second)
         self.model = self.recogniser.model
         self.processor = processor
         self.batch_size = batch_size
@@ -157,10 +177,10 @@ class AutomaticSpeechRecognitionPipeline:
                 ("raw" or "array") and their "sampling_rate", to be resampled.
             return_timestamps: True for the chunks of a recording and their times, "word" for its words and theirs.
             return_confidence: whether the probabilities of tokens are given.
-            batch_size: chunks that the model hears at once.
+            batch_size: chunks whose texts are written at once.
             generate_kwargs: `language` (by default "en") and `punctuation`, where the model takes them, and the
                 arguments of `generate`. Without any limit there, a chunk may have 500 new tokens. They may also be
-                given directly.
+                given directly. What `do_sample` draws follows from `torch.manual_seed`, whatever is decoded beside it.
 
         Returns:
             A dictionary for one recording; a list of them for a list, a lazy iterator for another iterable:
@@ -204,17 +224,23 @@ class AutomaticSpeechRecognitionPipeline:
     ) -> Iterator[Transcript]:
         """The transcript of each recording, in order, as soon as it and those before it are done.
 
-        Chunks of several recordings are decoded together, the longest first. Recordings are loaded as they are
-        needed: those of a list in windows of sixteen batches, others, which may come from a microphone, as soon as
-        there is one batch.
+        An `Engine`, which lives as long as the iterator, loads recordings and decodes them together, up to
+        `batch_size` chunks at once. Of a list up to sixteen times as many recordings are under way; of another
+        iterable, which may come from a microphone, no more than `batch_size` are taken before their results are.
+        Rules and criteria that are given hear of the chunks one by one, in turns.
+
+        A model that hears as it writes (Kyutai STT), one that has no more than `generate`, and the arguments
+        `assistant_model`, `streamer` and `custom_generate` go through `generate`, in batches of chunks of about the
+        same length; with the first two of these arguments chunk by chunk.
 
         Args:
             inputs: recordings, as `__call__` takes them.
             strict: raise the first AudioError, rather than put it into a transcript.
             word_timestamps: find out when each word was said, by what the decoder attended to. This and `confidence`
-                cost one further pass of the decoder for each batch.
+                cost one further pass of the decoder for each chunk.
             confidence: give the probability of each token.
-            progress: called with (seconds transcribed, seconds loaded so far) after each batch.
+            progress: called with (seconds transcribed, seconds loaded so far) after each chunk or batch, by a thread
+                of the engine.
             generate_kwargs: as `__call__` takes them.
 
         Raises:
@@ -227,11 +253,64 @@ class AutomaticSpeechRecognitionPipeline:
         if generate_kwargs.get("num_return_sequences", 1) != 1:
             raise ValueError("num_return_sequences: a pipeline gives one text for a recording")
         prompt = self.recogniser.prompt(generate_kwargs)
-        options = {name: value for name, value in generate_kwargs.items() if name not in PROMPT_OPTIONS}
-        windows = self._windows(iter(inputs), size * (16 if isinstance(inputs, list | tuple) else 1), strict)
-        return self._transcripts(windows, size, progress, prompt, options, (word_timestamps, confidence))
+        details = word_timestamps, confidence
+        many = size * (_AHEAD if isinstance(inputs, list | tuple) else 1)
+        set_ones = {name for name, value in generate_kwargs.items() if value is not None and value is not False}
+        if not Engine.serves(self.model) or not set_ones.isdisjoint(_OF_GENERATE):
+            options = {name: value for name, value in generate_kwargs.items() if name not in PROMPT_OPTIONS}
+            windows = self._windows(iter(inputs), many, strict)
+            size = size if set_ones.isdisjoint(_OF_ONE_CLIP) else 1
+            return self._in_batches(windows, size, progress, prompt, options, details)
+        without = {*_OF_GENERATE, "num_return_sequences", "return_dict_in_generate"}
+        options = {name: value for name, value in generate_kwargs.items() if name not in without}
+        return self._by_engine(iter(inputs), many, size, strict, progress, options, details)
 
-    def _transcripts(
+    def _by_engine(
+        self,
+        inputs: Iterator[Any],
+        many: int,
+        size: int,
+        strict: bool,
+        progress: Progress | None,
+        options: dict[str, Any],
+        details: tuple[bool, bool],
+    ) -> Iterator[Transcript]:
+        recogniser = self.recogniser
+        under_way: deque[tuple[str, Handle]] = deque()
+
+        def first() -> Transcript:
+            name, handle = under_way.popleft()
+            try:
+                return handle.result().transcript
+            except AudioError as error:
+                if strict:
+                    raise
+                return Transcript(name, error=str(error))
+
+        with Engine(
+            self.model,
+            self.processor,
+            memory=math.inf,
+            max_rows=size * (recogniser.setting("num_beams", options) or 1),
+            max_tokens_per_second=recogniser.max_tokens_per_second,
+        ) as engine:
+            for number, item in enumerate(inputs):
+                name = recording_name(item, number)
+                handle = engine.submit(
+                    item,
+                    word_timestamps=details[0],
+                    confidence=details[1],
+                    seed=_seed() if recogniser.setting("do_sample", options) else None,
+                    progress=None if progress is None else partial(_tell, progress, engine),
+                    **options,
+                )
+                under_way.append((name, handle))
+                while under_way and (len(under_way) >= many or under_way[0][1].done()):
+                    yield first()
+            while under_way:
+                yield first()
+
+    def _in_batches(
         self,
         windows: Iterator[list[Recording]],
         size: int,
@@ -253,10 +332,6 @@ class AutomaticSpeechRecognitionPipeline:
                     progress(done, loaded)
             for recording in recordings:
                 yield self.recogniser.transcript(recording, prompt.get("language"), details)
-
-    @property
-    def _rate(self) -> int:
-        return self.processor.feature_extractor.sampling_rate
 
     def _windows(self, inputs: Iterator[Any], size: int, strict: bool) -> Iterator[list[Recording]]:
         """Recordings in groups of at least `size` chunks, the last one excepted."""
@@ -309,6 +384,17 @@ class AutomaticSpeechRecognitionPipeline:
         for chunk, found in zip(chunks, write_down(self.model, self.processor, clips, options, *details), strict=True):
             chunk.ids, chunk.cut, chunk.words = found.tokens, found.cut, found.words
             chunk.said, chunk.probabilities = found.said, found.probabilities
+
+
+def _seed() -> int:
+    """Drawn by PyTorch's generator."""
+    return int(torch.randint(1 << 62, (), device="cpu"))
+
+
+def _tell(progress: Progress, engine: Engine, *of_one_recording: float) -> None:
+    so_far = engine.summary()
+    progress(so_far.audio, so_far.loaded)
+
 
 def _result(transcript: Transcript, timestamps: bool | str, confidence: bool) -> dict[str, Any]:
     if transcript.error is not None:

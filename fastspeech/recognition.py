@@ -62,7 +62,8 @@ class Recogniser:
     """
 
     def __init__(self, model: Any, processor: Any, max_tokens_per_second: float | None = None) -> None:
-        self.model = model.eval()
+        # eval() drops what was derived of the weights, which would have to be made again.
+        self.model = model.eval() if getattr(model, "training", True) else model
         self.processor = processor
         if max_tokens_per_second is None:
             max_tokens_per_second = getattr(model, "max_tokens_per_second", None) or math.inf
@@ -74,6 +75,13 @@ class Recogniser:
     def rate(self) -> int:
         """The model's sampling rate, in Hz."""
         return self.processor.feature_extractor.sampling_rate
+
+    def setting(self, name: str, options: dict[str, Any]) -> Any:
+        """A parameter of `generate` where it was given these: theirs, else the model's own, else None."""
+        given = options.get(name)
+        for config in (options.get("generation_config"), self.model.generation_config):
+            given = getattr(config, name, None) if given is None else given
+        return given
 
     def prompt(self, given: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the processor that say what to write; refused before anything is loaded."""

@@ -49,6 +49,7 @@ class Summary:
     Attributes:
         requests, failed, cancelled: how many came to an end, and how.
         audio: seconds of it that were transcribed.
+        loaded: seconds of it that were loaded.
         busy: seconds in which there was work.
         tokens: that were read by the decoder.
         peak_pages, pages: of the pool.
@@ -58,6 +59,7 @@ class Summary:
     failed: int
     cancelled: int
     audio: float
+    loaded: float
     busy: float
     tokens: int
     peak_pages: int
@@ -89,7 +91,8 @@ class Handle:
         return self._request.future.result(timeout)
 
     def cancel(self) -> bool:
-        """Give the request up, at the next step of the model at the latest. False where it has come to its end."""
+        """Give the request up, at the next step of the model at the latest: its result is a CancelledError. False where
+        it has come to its end."""
         return self._cancel(self._request)
 
     def done(self) -> bool:
@@ -118,6 +121,11 @@ class Request:
     samples: int = 0
     submitted: float = field(default_factory=time.perf_counter)
     times: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has come to its end, or was cancelled, by its handle or by who awaited it."""
+        return self.cancelled or self.future.done()
 
     def spend(self, what: str, seconds: float) -> None:
         self.times[what] = self.times.get(what, 0.0) + seconds

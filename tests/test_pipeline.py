@@ -1,8 +1,11 @@
 """The pipeline: every kind of input, long recordings, batches across files, bad items, what is cut."""
 
 import io
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,9 @@ from media import encode, example, save
 from numpy.typing import NDArray
 from tiny_cohere import Clock
 
-from fastspeech import AudioError, load_audio, pipeline
+from fastspeech import AudioError, Engine, load_audio, pipeline
 from fastspeech.pipelines import AutomaticSpeechRecognitionPipeline
+from fastspeech.requests import Handle
 
 RECORDINGS = Path(__file__).parents[1] / "../shared/data/audio"
 
@@ -69,7 +73,7 @@ def test_long_recordings_are_cut_and_joined(recognise: AutomaticSpeechRecognitio
     assert [start for start, _ in times[1:]] == [end for _, end in times[:-1]]
     for (start, end), chunk in zip(times, result["chunks"], strict=True):
         assert chunk["text"].split()[0] == f"{round(end - start)}s"
-    assert len(clock.batches) == 1
+    assert max(clock.rows) == 4
 
 
 def test_text_of_chunks_is_joined_without_spaces_where_the_language_has_none(
@@ -81,25 +85,45 @@ def test_text_of_chunks_is_joined_without_spaces_where_the_language_has_none(
     assert german.replace(" ", "") == japanese.replace(" ", "")
 
 
-def test_chunks_of_all_recordings_are_decoded_together_longest_first(
-    recognise: AutomaticSpeechRecognitionPipeline, clock: Clock
+@pytest.mark.parametrize("beams", [1, 2])
+def test_chunks_of_all_recordings_are_decoded_together(
+    recognise: AutomaticSpeechRecognitionPipeline, clock: Clock, beams: int
 ) -> None:
     seconds = [1, 9, 2, 3, 9, 4]
-    results = recognise([noise(s) for s in seconds], batch_size=3, return_timestamps=True)
+    results = recognise([noise(s) for s in seconds], batch_size=3, return_timestamps=True, num_beams=beams)
     assert [result["chunks"][-1]["timestamp"][1] for result in results] == seconds
     assert results[2]["text"] == "2s 2s"
-    frames = [count for batch in clock.batches for count in batch]
-    assert frames == sorted(frames, reverse=True)
-    assert [len(batch) for batch in clock.batches] == [3, 3, 2]
+    assert max(clock.rows) == 3 * beams
 
 
-def test_a_long_list_is_loaded_in_windows(clock: Clock) -> None:
+@pytest.fixture
+def handles(monkeypatch: pytest.MonkeyPatch) -> list[Handle]:
+    """Those of all that engines are asked for."""
+    handles: list[Handle] = []
+    submit = Engine.submit
+
+    def noted(self: Engine, *given: Any, **named: Any) -> Handle:
+        handles.append(submit(self, *given, **named))
+        return handles[-1]
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    return handles
+
+
+def test_of_a_long_list_sixteen_batches_are_under_way(clock: Clock, handles: list[Handle]) -> None:
     recognise = pipeline(model=clock, processor=tiny_cohere.processor(), batch_size=2)
-    loaded: list[float] = []
-    transcripts = recognise.transcripts([noise(1)] * 40, progress=lambda done, known: loaded.append(known))
+    told: list[tuple[float, float]] = []
+    lock = threading.Lock()
+    lock.acquire()
+    encode = clock.encode
+    clock.encode = lambda inputs: (lock.acquire(), lock.release(), encode(inputs))[2]
+    transcripts = recognise.transcripts([noise(1)] * 40, progress=lambda *seconds: told.append(seconds))
+    assert handles == []
+    threading.Timer(0.2, lock.release).start()
     next(transcripts)
-    assert loaded[-1] == 32
-    assert len(list(transcripts)) == 39 and loaded[-1] == 40
+    assert len(handles) == 32
+    assert len(list(transcripts)) == 39 and len(handles) == 40
+    assert told[0][0] == 1 and told[-1] == (40, 40) and told == sorted(told)
 
 
 def test_an_iterator_is_read_as_its_results_are(clock: Clock) -> None:
@@ -113,9 +137,104 @@ def test_an_iterator_is_read_as_its_results_are(clock: Clock) -> None:
 
     results = recognise(microphone())
     assert taken == []
-    assert next(results) == {"text": "1s"}
-    assert taken == [1, 2]
-    assert [result["text"] for result in results] == ["2s 2s", "3s 3s 3s", "4s 4s 4s 4s", "5s 5s 5s 5s 5s"]
+    texts = []
+    for number, result in enumerate(results, 1):
+        assert number <= len(taken) <= number + 1
+        texts.append(result["text"])
+    assert texts == ["1s", "2s 2s", "3s 3s 3s", "4s 4s 4s 4s", "5s 5s 5s 5s 5s"]
+
+
+def engines() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fastspeech")]
+
+
+def test_no_thread_stays_when_nobody_wants_further_results(
+    recognise: AutomaticSpeechRecognitionPipeline, handles: list[Handle]
+) -> None:
+    recognise(noise(1))
+    assert engines() == []
+    results = recognise.transcripts([noise(4)] * 9)
+    assert engines() == []
+    next(results)
+    assert len(engines()) == 3
+    results.close()
+    assert engines() == [] and all(handle.done() for handle in handles)
+
+    def breaks_off() -> Iterator[Any]:
+        yield noise(1)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        list(recognise(breaks_off()))
+    with pytest.raises(AudioError):
+        recognise("nowhere.wav")
+    assert engines() == []
+
+
+def test_several_threads_call_at_once(recognise: AutomaticSpeechRecognitionPipeline) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda second: recognise(noise(second)), [1, 2, 3, 4]))
+    assert found == [{"text": " ".join([f"{second}s"] * second)} for second in (1, 2, 3, 4)]
+
+
+def test_a_call_sees_the_model_as_it_is() -> None:
+    """Written to, moved, or under inference_mode."""
+    model = tiny_cohere.model()
+    recognise = pipeline(model=model, processor=tiny_cohere.processor(), generate_kwargs={"max_new_tokens": 8})
+    before = recognise(noise(2))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.neg_()
+    with torch.inference_mode():
+        after = recognise(noise(2))
+    assert after == recognise(noise(2)) != before
+    other = pipeline(model=model.double(), processor=tiny_cohere.processor())
+    assert other(noise(2), max_new_tokens=8) == recognise(noise(2)) == after
+
+
+def test_what_is_drawn_follows_from_the_seed_whatever_is_beside_it() -> None:
+    model, parts = tiny_cohere.model(), tiny_cohere.processor()
+    recognise = pipeline(model=model, processor=parts, generate_kwargs={"do_sample": True, "max_new_tokens": 9})
+    clips = [noise(2, n) for n in range(4)]
+    torch.manual_seed(3)
+    together = recognise(clips)
+    assert together != recognise(clips)
+    torch.manual_seed(3)
+    assert together == [recognise(clip) for clip in clips]
+    state = torch.get_rng_state()
+    recognise(clips, do_sample=False)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class Generates:
+    """A model of which no more is known than that it has `generate`."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, model: Any) -> None:
+        self.generate, self.config, self.generation_config = model.generate, model.config, model.generation_config
+
+    def eval(self) -> "Generates":
+        return self
+
+
+def test_what_only_generate_takes_goes_through_it() -> None:
+    """One clip after another where it serves no more."""
+    model, parts = tiny_cohere.model(), tiny_cohere.processor()
+    recognise = pipeline(model=model, processor=parts, generate_kwargs={"max_new_tokens": 8})
+    clips = [noise(9), np.zeros(0, np.float32), noise(3, 1)]
+    expected = recognise(clips)
+    assert expected[0]["text"] != expected[2]["text"] and "empty" in expected[1]["error"]
+    assert recognise(clips, assistant_model=tiny_cohere.model(1)) == expected
+    shown: list[int] = []
+    streamer = SimpleNamespace(put=lambda ids: shown.extend(ids.flatten().tolist()), end=lambda: None)
+    assert recognise(clips, streamer=streamer) == expected and len(shown) > 24
+    assert recognise(clips, return_dict_in_generate=True, synced_gpus=False, num_return_sequences=1) == expected
+    with pytest.raises(ValueError, match="synced_gpus"):
+        recognise(clips, synced_gpus=True)
+    only = AutomaticSpeechRecognitionPipeline(Generates(model), parts, generate_kwargs={"max_new_tokens": 8})
+    assert only(clips) == expected
+    silent = recognise(clips[0], custom_generate=lambda model, prompt, **more: prompt)
+    assert silent["text"] == ""
 
 
 BAD: list[tuple[Any, str]] = [
@@ -155,7 +274,7 @@ def test_one_bad_recording_is_one_error(
 
 def test_only_bad_recordings(recognise: AutomaticSpeechRecognitionPipeline, clock: Clock) -> None:
     assert all("error" in result for result in recognise(["nowhere.wav", b""]))
-    assert clock.batches == []
+    assert clock.calls == []
 
 
 @pytest.mark.parametrize("inputs", [5, None, [None], [0.1, 0.2], [[0.1, 0.2]]])
@@ -172,10 +291,11 @@ def test_what_the_limit_of_tokens_cuts_is_marked(recognise: AutomaticSpeechRecog
         len(segment.text.split()) == 5 for segment in transcript.segments
     ]
     assert transcript.truncated == any(segment.truncated for segment in transcript.segments)
-    assert "truncated" not in recognise(noise(2), eos_token_id=[0, clock.tokenizer.eos_token_id])
+    tokenizer = recognise.processor.tokenizer
+    assert "truncated" not in recognise(noise(2), eos_token_id=[0, tokenizer.eos_token_id])
     for never_said in (
         0,
-        clock.tokenizer.convert_tokens_to_ids("▁"),
+        tokenizer.convert_tokens_to_ids("▁"),
     ):  # the second is in the prompt, which ends nothing
         assert recognise(noise(2), eos_token_id=never_said)["truncated"]
 
@@ -197,7 +317,7 @@ def test_limits_and_prompts_reach_the_model(recognise: AutomaticSpeechRecognitio
         "max_new_tokens": 7,
         "num_beams": 3,
     }
-    clock.decoder_positions = 60
+    clock.decoder_positions = 60  # of which the prompt takes ten
     recognise(noise(1))
     assert clock.calls[-1]["max_new_tokens"] == 50
 
@@ -211,7 +331,7 @@ def test_options_of_the_pipeline_hold_for_its_calls(clock: Clock) -> None:
         batch_size=1,
     )
     assert recognise([noise(3), noise(1)])[0]["chunks"] == [{"text": "3s 3s", "timestamp": (0.0, 3.0)}]
-    assert len(clock.batches) == 2
+    assert max(clock.rows) == 1
     recognise(noise(1), language="en")
     assert clock.calls[-1]["max_new_tokens"] == 2
     assert clock.calls[-1]["prompt"] == tiny_cohere.processor().get_decoder_prompt_ids("en")

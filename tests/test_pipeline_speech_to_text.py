@@ -83,17 +83,16 @@ def test_words_and_confidence(recognise: Any, beams: int) -> None:
     clips = [noise(length, seed) for seed, length in enumerate(seconds)]
     options: dict[str, Any] = {"num_beams": beams}
     found = recognise(clips, **options, return_timestamps="word", return_confidence=True)
-    inputs = processor(clips, sampling_rate=RATE, padding=True, return_tensors="pt")
-    output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
     plain = recognise(clips, **options)
-    for row, (length, result, expected) in enumerate(zip(seconds, found, plain, strict=True)):
+    for clip, length, result, expected in zip(clips, seconds, found, plain, strict=True):
+        inputs = processor(clip, sampling_rate=RATE, return_tensors="pt")
+        output = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)
         assert result["text"] == expected["text"] == " ".join(word["text"] for word in result["chunks"])
         times = [time for word in result["chunks"] for time in word["timestamp"]]
         assert times == sorted(times) and times[0] >= 0 and times[-1] == length
-        ids = output.sequences[row, 1:].tolist()
-        steps = row if beams == 1 else output.beam_indices[row]
-        logits = torch.stack(output.logits, 1)
-        chosen = logits[steps, torch.arange(len(ids))] if beams > 1 else logits[row]
+        ids = output.sequences[0, 1:].tolist()
+        steps = 0 if beams == 1 else output.beam_indices[0]
+        chosen = torch.stack(output.logits, 1)[steps, torch.arange(len(ids))]
         expected = chosen.softmax(-1)[torch.arange(len(ids)), ids].tolist()
         assert [token["confidence"] for token in result["tokens"]] == pytest.approx(expected, abs=1e-5)
 

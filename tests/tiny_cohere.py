@@ -1,7 +1,6 @@
 """A CohereAsr checkpoint of a few thousand random weights, and a stand-in that hears how long a clip is."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import tokenizers
@@ -43,10 +42,9 @@ def processor(**options: Any) -> CohereAsrProcessor:
     return CohereAsrProcessor(CohereAsrFeatureExtractor(**short | options), tokenizer)
 
 
-def model(seed: int = 0) -> CohereAsrForConditionalGeneration:
-    """Random weights, so large that what they say depends on the sound."""
+def config(**options: Any) -> CohereAsrConfig:
     vocabulary = processor().tokenizer
-    config = CohereAsrConfig(
+    return CohereAsrConfig(
         encoder_config={
             "hidden_size": 16,
             "num_hidden_layers": 1,
@@ -62,15 +60,19 @@ def model(seed: int = 0) -> CohereAsrForConditionalGeneration:
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=40,
         pad_token_id=vocabulary.pad_token_id,
         eos_token_id=vocabulary.eos_token_id,
         bos_token_id=vocabulary.bos_token_id,
         decoder_start_token_id=vocabulary.convert_tokens_to_ids("▁"),
         initializer_range=0.3,
+        **{"max_position_embeddings": 40, **options},
     )
+
+
+def model(seed: int = 0) -> CohereAsrForConditionalGeneration:
+    """Random weights, so large that what they say depends on the sound."""
     torch.manual_seed(seed)
-    return CohereAsrForConditionalGeneration(config).eval()
+    return CohereAsrForConditionalGeneration(config()).eval()
 
 
 def save(folder: Path) -> Path:
@@ -79,51 +81,48 @@ def save(folder: Path) -> Path:
     return folder
 
 
-class Clock:
+class Clock(CohereAsrForConditionalGeneration):
     """Stands in for a model: writes each clip's length, rounded, such as "3s", once for each second.
 
     Attributes:
-        batches: the clips' valid frames, of each call of `generate`.
-        calls: what else each call was given.
+        calls: the prompt and the further arguments of each plan that was made.
+        rows: how many tokens each step of the decoder gave.
         hears: whether it writes anything.
     """
 
-    device = torch.device("cpu")
-    dtype = torch.float32
-    decoder_positions = 1024
-
     def __init__(self) -> None:
-        self.tokenizer = processor().tokenizer
-        self.config = SimpleNamespace(model_type="cohere_asr")
-        self.generation_config = SimpleNamespace(
-            eos_token_id=self.tokenizer.eos_token_id, max_new_tokens=None, max_length=None
-        )
-        self.batches: list[list[int]] = []
+        super().__init__(config(max_position_embeddings=1024))
+        self.eval()
         self.calls: list[dict[str, Any]] = []
+        self.rows: list[int] = []
         self.hears = True
 
-    def eval(self) -> "Clock":
-        return self
+    def planned(self, *given: Any, **named: Any) -> Any:
+        found = super().planned(*given, **named)
+        of_model = ("input_features", "attention_mask", "decoder_input_ids", "audio_chunk_index")
+        asked = {name: value for name, value in named.items() if name not in of_model}
+        _, _, prompt, plan = found
+        self.calls.append({"prompt": prompt[0].tolist(), **asked})
+        tokenizer = processor().tokenizer
+        seconds = [round(count / 100) * self.hears for count in named["attention_mask"].sum(1).tolist()]
 
-    def to(self, device: Any = None, dtype: Any = None) -> "Clock":
-        return self
+        def say(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            written = ids.shape[1] - prompt.shape[1]
+            texts = [
+                tokenizer.convert_tokens_to_ids(f"▁{length}s") if written < length else tokenizer.eos_token_id
+                for length in seconds
+                for _ in range(len(ids) // len(seconds))
+            ]
+            return torch.full_like(scores, -1e4).scatter(1, torch.tensor(texts)[:, None], 0.0)
 
-    def generate(
-        self,
-        input_features: torch.Tensor,
-        attention_mask: torch.Tensor,
-        decoder_input_ids: torch.Tensor,
-        audio_chunk_index: Any,
-        max_new_tokens: int,
-        **options: Any,
-    ) -> torch.Tensor:
-        frames = attention_mask.sum(1).tolist()
-        self.batches.append(frames)
-        self.calls.append({"prompt": decoder_input_ids[0].tolist(), "max_new_tokens": max_new_tokens, **options})
-        rows = []
-        for prompt, count in zip(decoder_input_ids.tolist(), frames, strict=True):
-            seconds = round(count / 100)
-            words = [self.tokenizer.convert_tokens_to_ids(f"▁{seconds}s")] * seconds if self.hears else []
-            rows.append(prompt + [*words, self.tokenizer.eos_token_id][:max_new_tokens])
-        longest = max(len(row) for row in rows)
-        return torch.tensor([row + [self.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+        plan.rules.append(say)
+        return found
+
+    def functions(self, product: Any = None) -> Any:
+        steps, head = super().functions(product)
+
+        def counted(hidden: torch.Tensor) -> torch.Tensor:
+            self.rows.append(len(hidden))
+            return head(hidden)
+
+        return steps, counted

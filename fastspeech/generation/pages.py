@@ -47,6 +47,16 @@ class PagePool:
         self._references = [0] * pages
         self._free = list(range(pages))[::-1]
 
+    def grow(self, pages: int) -> None:
+        """Have so many pages in all, no fewer than before; what is in them stays. The keys and values are moved."""
+        layers, before, *page = self.keys.shape
+        memory = self.keys.new_zeros(2, layers, pages, *page)
+        for grown, held in zip(memory, (self.keys, self.values), strict=True):
+            grown[:, :before] = held
+        self.keys, self.values = memory.unbind(0)
+        self._references += [0] * (pages - before)
+        self._free = [*range(pages - 1, before - 1, -1), *self._free]
+
     @staticmethod
     def page_bytes(layers: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype) -> int:
         """What a page of all layers takes."""

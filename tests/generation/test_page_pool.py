@@ -26,6 +26,18 @@ def test_what_is_dropped_as_often_as_it_was_shared_is_free() -> None:
     assert p.in_use == 0 and len(set(p.take(3))) == 3
 
 
+def test_a_pool_that_grows_keeps_what_is_in_it() -> None:
+    p = pool(3)
+    held = p.take(2)
+    p.keys[:, held], p.values[:, held] = 1.0, 2.0
+    p.grow(5)
+    assert (p.pages, p.in_use, p.keys.shape[1]) == (5, 2, 5)
+    assert p.keys[:, held].eq(1).all() and p.values[:, held].eq(2).all()
+    assert set(p.take(3)).isdisjoint(held)
+    with pytest.raises(PoolError):
+        p.take(1)
+
+
 def test_a_request_is_promised_all_it_may_need_or_refused() -> None:
     p = pool(20)
     first = PagedCache(p, rows=3, most_tokens=9, frames=13)  # 3 * 3 + 4
