@@ -169,3 +169,7 @@ class GenerateBeamEncoderDecoderOutput(ModelOutput):
     cross_attentions: tuple[Tensors, ...] | None = None
     decoder_hidden_states: tuple[Tensors, ...] | None = None
     past_key_values: Any = None
+
+
+# What an exported encoder gives back.
+torch.export.register_dataclass(BaseModelOutput, serialized_type_name="fastspeech.outputs.BaseModelOutput")

@@ -16,15 +16,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Intel's can do; oneDNN uses all of it (2.1 times as fast on a Zen 5 core, as fast on Intel's). Setting up its call
     costs 15 us, more than a small product takes.
     """
-    if x.numel() * weight.shape[0] < WORTHWHILE or not through_onednn(weight):
+    # In a graph the size would be a condition of it.
+    if torch.compiler.is_compiling() or x.numel() * weight.shape[0] < WORTHWHILE or not through_onednn(weight):
         return torch.nn.functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def through_onednn(weight: Tensor) -> bool:
-    """Whether products with `weight` can go through oneDNN at all."""
+    """Whether products with `weight` can go through oneDNN at all. In a graph they are the compiler's."""
     return (
-        weight.dtype == torch.float32
+        not torch.compiler.is_compiling()
+        and weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")

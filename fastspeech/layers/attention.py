@@ -54,11 +54,11 @@ def attention(
     """
     groups = q.shape[1] // k.shape[1]
     if not with_weights:
-        single = q.shape[2] == 1 < len(q) and groups == 1 and not (causal or dropout)
+        single = q.shape[2] == 1 < len(q) and groups == 1 and not (causal or dropout or torch.compiler.is_compiling())
         if single and q.dtype == torch.float32 and q.is_cpu and k.is_contiguous() and v.is_contiguous():
             out = _of_single_queries(q, k, v, mask)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=groups > 1)
+            out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=bool(groups > 1))
         if head_mask is not None:
             out = out * head_mask.to(q.dtype)[:, None, None]
         return out.transpose(1, 2).flatten(2), None

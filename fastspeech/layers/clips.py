@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from fastspeech.generation.interface import Record
+from fastspeech.layers.padding import readable
 
 
 def one_by_one(audio: Tensor, record: Record, training: bool) -> bool:
     """Whether to encode the clips of `audio` (B, ...) one by one: in inference on the CPU, which a clip keeps busy, and
     whose caches hold what is computed of one clip but not of a batch; and nothing is computed for padding."""
     recorded = record.with_states or record.with_weights
-    return len(audio) > 1 and audio.device.type == "cpu" and not (recorded or training or torch.is_grad_enabled())
+    return readable(audio) and len(audio) > 1 and not (recorded or training or torch.is_grad_enabled())
 
 
 def by_clip(clips: Iterable[Tensor], lengths: Tensor | None, frames: int, run: Callable[[Tensor], Tensor]) -> Tensor:

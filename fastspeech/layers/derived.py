@@ -33,7 +33,7 @@ class Derived(Kept):
 
     Writes are seen through the tensors' version counters, which optimisers, `load_state_dict` and every in-place
     operation on the tensor itself advance. A write through `tensor.data` is seen only after `train()`, `eval()` or
-    `to()` of the `DerivingModule` that holds this.
+    `to()` of the `DerivingModule` that holds this. In a graph that is traced the value is computed at each run.
     """
 
     def __init__(self) -> None:
@@ -45,6 +45,9 @@ class Derived(Kept):
 
     def get(self, sources: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
         """The value of `compute()`, which depends on `sources` alone and runs only where they changed."""
+        if torch.compiler.is_compiling():
+            with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
+                return compute()
         if self._seen is None or not all(map(_unchanged, sources, self._seen)):
             # What is made in inference mode could not be used outside it, what autocast rounds not without it.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):

@@ -31,10 +31,11 @@ class PackedLinear(Kept):
     def function(self, maps: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
         """The function from x (..., in) to the outputs of `maps`, concatenated over the last axis.
 
-        The maps all have a bias, or none has. With gradients, or where something else has taken the place of one, they
-        run one by one.
+        The maps all have a bias, or none has. With gradients, in a graph that is traced, or where something else has
+        taken the place of one, they run one by one.
         """
-        if torch.is_grad_enabled() or any(type(linear) is not nn.Linear for linear in maps):
+        apart = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if apart or any(type(linear) is not nn.Linear for linear in maps):
             return lambda x: torch.cat([linear(x) for linear in maps], dim=-1)
         self._weight = weight = _pack(self._weight, [linear.weight for linear in maps])
         biases = [linear.bias for linear in maps if linear.bias is not None]

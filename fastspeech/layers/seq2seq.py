@@ -12,6 +12,7 @@ from fastspeech.generation.interface import Record
 from fastspeech.generation.plan import Plan
 from fastspeech.layers.decoder import Decoder, Decoding, Step
 from fastspeech.layers.linear import direct
+from fastspeech.layers.padding import readable
 from fastspeech.layers.relaid import Map, Product
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
@@ -176,6 +177,22 @@ class WithHead:
         hidden, lengths = heard_frames(self.heard(model_inputs))
         return self.model.decoder.seated.write(self, hidden, lengths, prompt, plan)
 
+    @torch.no_grad()
+    def record_steps(self, inputs: dict[str, Tensor], max_new_tokens: int | None) -> None:
+        """As `GenerationMixin.record_steps`."""
+        given = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        model = cast(Any, self)
+        _, model_inputs, prompt, plan = model.planned(**inputs, num_beams=1, **given)
+        if model.sits(plan, prompt.device):
+            hidden, lengths = heard_frames(self.heard(model_inputs))
+            self.model.decoder.seated.prepare(self, hidden, lengths, prompt, plan)
+
+    def empty(self, rows: int, *shape: int) -> dict[str, Tensor]:
+        """Inputs of zeros, (rows, *shape), of which nothing is padding."""
+        model = cast(Any, self)
+        audio = torch.zeros(rows, *shape, dtype=model.dtype, device=model.device)
+        return {model.main_input_name: audio, "attention_mask": audio.new_ones(audio.shape[:2], dtype=torch.int64)}
+
     def functions(self, product: Product | None = None) -> tuple[list[Step], Map]:
         """The decoder's layers and the head as functions of their present parameters (see `Decoder.steps`)."""
         return self.model.decoder.steps(product), (product or direct)(self.get_output_embeddings())
@@ -186,9 +203,11 @@ class WithHead:
     ) -> Tensor:
         """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n), or after every one of them.
 
-        A cache that `forward` returned may be continued; it does not hold the functions, which then are made each time.
+        A cache that `forward` returned may be continued; it does not hold the functions, which then are made each time,
+        as they are for a graph that is traced.
         """
-        steps, head = (cache.steps, cache.head) if isinstance(cache, Decoding) else self.functions()
+        held = isinstance(cache, Decoding) and not torch.compiler.is_compiling()
+        steps, head = (cache.steps, cache.head) if held else self.functions()
         cross = cache.cross_keys, cache.cross_values, cache.cross_lengths
         hidden = self.model.decoder.run(steps, input_ids, *cross, cache=cache, record=record)
         return head(hidden if every else hidden[:, -1])
@@ -217,9 +236,9 @@ def heard_frames(encoded: BaseModelOutput) -> tuple[Tensor, Tensor | None]:
 
 
 def valid_lengths(encoded: BaseModelOutput) -> Tensor | None:
-    """(B,) int64 valid encoder frames; None where all are, which on a GPU is not asked."""
+    """(B,) int64 valid encoder frames; None where all are, which is asked only where it costs nothing."""
     mask = encoded.attention_mask
-    if mask is None or (mask.device.type == "cpu" and bool(mask.all())):
+    if mask is None or (readable(mask) and bool(mask.all())):
         return None
     return mask.sum(-1)
 

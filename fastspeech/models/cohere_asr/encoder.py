@@ -12,7 +12,7 @@ from fastspeech.kernels import conformer_conv, relpos_attention
 from fastspeech.layers.activations import activation
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import PackedLinear
-from fastspeech.layers.padding import clear_padding_
+from fastspeech.layers.padding import clear_padding_, readable
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.cohere_asr.config import ParakeetEncoderConfig
 from fastspeech.outputs import BaseModelOutput
@@ -280,8 +280,7 @@ class ParakeetEncoder(nn.Module):
         x, valid = self.subsampling(input_features, None if attention_mask is None else attention_mask.sum(-1))
         frames = x.shape[1]
         lengths = valid
-        # On a GPU the question whether all rows are full would wait for it; there the masks are free.
-        if valid is not None and valid.device.type == "cpu" and int(valid.min()) == frames:
+        if valid is not None and readable(valid) and int(valid.min()) == frames:
             lengths = None
         positions = F.dropout(self._table(frames), config.dropout_positions, self.training)
         x = F.dropout(x * self.input_scale if config.scale_input else x, config.dropout, self.training)
@@ -312,10 +311,11 @@ class ParakeetEncoder(nn.Module):
     def _table(self, frames: int) -> Tensor:
         """(2S - 1, hidden), the relative positions of S >= `frames` frames.
 
-        Without gradients one table serves all lengths up to the longest yet, as its middle.
+        Without gradients one table serves all lengths up to the longest yet, as its middle, but where a graph is
+        traced.
         """
         weight, kept = self.subsampling.linear.weight, self._positions
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return relative_positions(frames, self.config.hidden_size, weight)
         if kept is None or len(kept) < 2 * frames - 1 or kept.dtype != weight.dtype or kept.device != weight.device:
             frames = -(-frames // _POSITION_BLOCK) * _POSITION_BLOCK

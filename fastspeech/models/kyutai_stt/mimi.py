@@ -8,6 +8,7 @@ out (rows, time, channels). The parameters have the names of transformers' check
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -156,28 +157,27 @@ class Layer(DerivingModule):
         x, h = add_and_norm(self.post_attention_layernorm)(x, out(y.flatten(2)))
         return x, second(self.activation(first(h)))
 
-    def _maps(self) -> list[Map]:
+    def _maps(self) -> tuple[Map, ...]:
         """Queries, keys and values together; the attention's output; the MLP's two maps."""
         attention, mlp = self.self_attn, self.mlp
-        scales = self.self_attn_layer_scale.scale, self.mlp_layer_scale.scale
-
-        inward = attention.q_proj, attention.k_proj, attention.v_proj
-        out, first, second = attention.o_proj, mlp.fc1, mlp.fc2
-
-        def lay_out() -> list[Map]:
-            weights = [linear.weight.detach() for linear in inward]
-            biases = [linear.bias.detach() for linear in inward if linear.bias is not None]
-            bias = None if out.bias is None else out.bias * scales[0]
-            return [
-                blocked(torch.cat(weights), torch.cat(biases) if biases else None),
-                blocked(out.weight * scales[0][:, None], bias),
-                blocked(first.weight),
-                blocked(second.weight * scales[1][:, None]),
-            ]
-
-        maps = *inward, out, first, second
+        maps = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1, mlp.fc2
         biases = [linear.bias for linear in maps if linear.bias is not None]
-        return self._laid_out.get([*(linear.weight for linear in maps), *biases, *scales], lay_out)
+        scales = self.self_attn_layer_scale.scale, self.mlp_layer_scale.scale
+        return self._laid_out.get([*(linear.weight for linear in maps), *biases, *scales], self._lay_out)
+
+    def _lay_out(self) -> tuple[Map, ...]:
+        attention, mlp = self.self_attn, self.mlp
+        scales = self.self_attn_layer_scale.scale, self.mlp_layer_scale.scale
+        inward, out = (attention.q_proj, attention.k_proj, attention.v_proj), attention.o_proj
+        weights = [linear.weight.detach() for linear in inward]
+        biases = [linear.bias.detach() for linear in inward if linear.bias is not None]
+        bias = None if out.bias is None else out.bias * scales[0]
+        return (
+            blocked(torch.cat(weights), torch.cat(biases) if biases else None),
+            blocked(out.weight * scales[0][:, None], bias),
+            blocked(mlp.fc1.weight),
+            blocked(mlp.fc2.weight * scales[1][:, None]),
+        )
 
 
 class Transformer(DerivingModule):
@@ -343,11 +343,12 @@ class MimiModel(PretrainedModel):
         capacity = math.ceil(latents / 16) * 16
         shape = (slots, config.num_key_value_heads, capacity, config.head_dim)
         # What is made in inference mode could not be written to outside it.
-        with torch.inference_mode(False), torch.device(self.device):
+        with torch.inference_mode(False):
+            zeros = partial(torch.zeros, device=self.device)
             return MimiState(
-                torch.zeros(slots, sum(self._floats)),
-                [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_hidden_layers)],
-                torch.zeros(slots, dtype=torch.int64),
+                zeros(slots, sum(self._floats)),
+                [(zeros(shape), zeros(shape)) for _ in range(config.num_hidden_layers)],
+                zeros(slots, dtype=torch.int64),
                 (capacity - config.sliding_window + 1) // 2,
             )
 

@@ -169,7 +169,8 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
         record = Record() if record is None else record
         x = self.embed_tokens(torch.cat((tokens[:, None], codes), 1))
         x, h = self._first_norm()(x, None)
-        for step, pages in zip(state.steps, state.pages, strict=True):
+        steps = self._steps() if torch.compiler.is_compiling() else state.steps
+        for step, pages in zip(steps, state.pages, strict=True):
             if record.with_states:
                 record.hidden_states.append(x[:, None])
             by_head = step.qkv(h).view(len(x), 1, -1, head_dim)

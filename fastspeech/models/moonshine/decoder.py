@@ -90,6 +90,8 @@ class MoonshineDecoder(Decoder):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         weight = self.norm.weight
         inv_freq = self._inv_freq.get((weight,), lambda: inverse_frequencies(self.config, self.head_dim, weight.device))
+        if position_ids is None and torch.compiler.is_compiling():
+            position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         if position_ids is not None:
             factors = self._turned(inv_freq, position_ids)
         else:

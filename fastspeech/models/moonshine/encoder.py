@@ -13,6 +13,7 @@ from fastspeech.layers.attention import Projections, attention
 from fastspeech.layers.clips import by_clip, one_by_one
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import direct, linear
+from fastspeech.layers.padding import readable
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.layers.rotary import inverse_frequencies, rotation
 from fastspeech.models.moonshine.config import MoonshineConfig
@@ -142,8 +143,7 @@ class MoonshineEncoder(DerivingModule):
         elif attention_mask is not None:
             valid = attention_mask[:, ::HOP][:, :frames].sum(-1)
         lengths = valid
-        # On a GPU the question whether all rows are full would wait for it; there the masks are free.
-        if valid is not None and valid.device.type == "cpu" and int(valid.min()) == frames:
+        if valid is not None and readable(valid) and int(valid.min()) == frames:
             lengths = None
 
         record = Record(with_states, with_weights)
@@ -188,7 +188,7 @@ class MoonshineEncoder(DerivingModule):
         No convolution pads, so the normalisation folds into the second one exactly: with r = 1 / std, w' = w * gain,
         conv(r * (y - mean) * gain + shift) = r * (conv'(y) - mean * sum w') + sum w * shift.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             y = self.conv1(waveform[:, None]).tanh()
             mean, scale = self._statistics(y.transpose(1, 2), samples)
             y = (y - mean) * scale * self.groupnorm.weight[:, None] + self.groupnorm.bias[:, None]

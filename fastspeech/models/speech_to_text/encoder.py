@@ -12,6 +12,7 @@ from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import attention
 from fastspeech.layers.clips import by_clip, one_by_one
 from fastspeech.layers.linear import direct
+from fastspeech.layers.padding import readable
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.speech_to_text.blocks import Projections, SinusoidalPositions, dropped, feed_forward
 from fastspeech.models.speech_to_text.config import Speech2TextConfig
@@ -132,8 +133,7 @@ class Speech2TextEncoder(nn.Module):
         x = self.conv(input_features)
         valid = None if attention_mask is None else self.valid_frames(attention_mask, x.shape[1])
         mask = None if valid is None else valid[:, None, None]
-        # On a GPU the question whether all rows are full would wait for it; there the mask is free.
-        if mask is not None and mask.device.type == "cpu" and bool(mask.all()):
+        if mask is not None and readable(mask) and bool(mask.all()):
             mask = None
         positions = self.embed_positions(None if mask is None else valid, x.shape[1], 0, x)
         x = F.dropout(torch.add(positions, x, alpha=self.scale), config.dropout, self.training)
