@@ -1,7 +1,7 @@
 """transformers' models: ours over their parameters, or theirs with layers that our ops serve."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -58,6 +58,19 @@ def from_transformers(hf_model: nn.Module) -> PretrainedModel:
                 set_there = {"use_cache": given.use_cache} | given.to_diff_dict()
                 part.generation_config = GenerationConfig.from_dict(set_there)
     return ours
+
+
+def peer(name: str, config: str, arguments: Mapping[str, Any]) -> Any:
+    """A model of transformers with random weights, in evaluation mode.
+
+    Args:
+        name: its class.
+        config: the class of its configuration.
+        arguments: of the configuration.
+    """
+    import transformers
+
+    return getattr(transformers, name)(getattr(transformers, config)(**arguments)).eval()
 
 
 @dataclass(frozen=True)

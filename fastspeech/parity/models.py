@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastspeech.auto import FAMILIES
+from fastspeech.integrations.transformers import peer
 from fastspeech.kernels import use_backend
 from fastspeech.parity.result import Fault, Result
 
@@ -214,9 +215,7 @@ def with_random_weights(model: Any, seed: int) -> Any:
 
 
 def _theirs(generator: str, config: str, example: Example, exact: Any) -> Any:
-    import transformers
-
-    model = getattr(transformers, generator)(getattr(transformers, config)(**example.config)).eval()
+    model = peer(generator, config, example.config)
     weights = copy.deepcopy(exact).float().state_dict()
     # A codec's modules have other names in memory than in files, and no outcome depends on it.
     decoder = {key: value for key, value in weights.items() if not key.startswith("codec_model.")}
