@@ -137,6 +137,46 @@ class GenerationMixin:
             output.cross_attentions = _over_all_frames(output.cross_attentions, encoded)
         return output if plan.as_record else output.sequences
 
+    def warmup(
+        self,
+        batch_sizes: Iterable[int] = (1, 8),
+        seconds: Iterable[float] = (10.0,),
+        max_new_tokens: int | None = None,
+    ) -> None:
+        """Prepare, so that the first calls of `generate` take no longer than later ones.
+
+        Silence is transcribed in batches of each size and length. Kernels are compiled for it and derived weights laid
+        out, and on a GPU the steps of greedy search are recorded, for these sizes and what batches shrink to as their
+        texts end, with memory for texts of `max_new_tokens` tokens of so much audio. Nothing is done twice: a further
+        call prepares what it asks for beyond the former. Where parameters are written to or replaced, or the model is
+        moved, what was prepared is made again when it is needed.
+
+        Args:
+            batch_sizes: utterances at once.
+            seconds: of audio in each.
+            max_new_tokens: of a text; by default what the model's own parameters say.
+
+        Raises:
+            ValueError: a size or length that is not positive.
+        """
+        sizes, lengths = sorted(set(batch_sizes), reverse=True), sorted(set(seconds), reverse=True)
+        if not all(size > 0 for size in (*sizes, *lengths)):
+            raise ValueError(f"batch_sizes and seconds must be positive, not {sizes} and {lengths}")
+        # The largest first: what there is room for then needs no more.
+        for rows in sizes:
+            for duration in lengths:
+                silence = self.silence(rows, duration)
+                if serves(cast(Any, self).device):
+                    self.record_steps(silence, max_new_tokens)
+                self.generate(**silence, max_new_tokens=2)
+
+    def silence(self, rows: int, seconds: float) -> dict[str, torch.Tensor]:
+        """The inputs of `generate` for so many utterances of silence."""
+        raise NotImplementedError
+
+    def record_steps(self, inputs: dict[str, torch.Tensor], max_new_tokens: int | None) -> None:
+        """Record the steps that `generate` with these inputs may come to; nothing where it records none."""
+
     def sits(self, plan: Plan, device: torch.device) -> bool:
         """Whether a plan is carried out on the device alone, by steps that are recorded (see `Seats`)."""
         model = cast(Any, self)

@@ -69,7 +69,7 @@ class Seated(Kept):
     def drop(self) -> None:
         self.seats: Seats | None = None
         self._made = Derived()
-        self._sizes = Sizes(1, 1, 1, 1, 1, 1)
+        self._sizes = Sizes(0, 0, 0, 0, 0, 0)
         self._backend = ""
 
     def write(self, model: Any, encoded: Tensor, counts: Tensor | None, prompt: Tensor, plan: Plan) -> Tensor:
@@ -92,10 +92,10 @@ class Seated(Kept):
         """Record the steps that `write` could come to need with these arguments."""
         with self._lock:
             seats = self._sit(model, encoded, counts, prompt, plan)
-            rows = len(prompt)
-            while rows:
-                seats.prepare(seats.bucket(rows))
-                rows //= 2
+            bucket = seats.bucket(len(prompt))
+            while bucket:
+                seats.prepare(bucket)
+                bucket //= 2
 
     def _sit(self, model: Any, encoded: Tensor, counts: Tensor | None, prompt: Tensor, plan: Plan) -> Seats:
         """Let all sit down, their prompts read but for the last token."""
@@ -103,7 +103,7 @@ class Seated(Kept):
         rows, frames, _ = encoded.shape
         columns, cross_columns = (-(-count // PAGE_SIZE) for count in (plan.max_length - 1, frames))
         pages = rows * (columns + cross_columns)
-        need = Sizes(_rounded(rows), columns, cross_columns, plan.max_length, max(len(plan.eos), 1), pages)
+        need = Sizes(1 << (rows - 1).bit_length(), columns, cross_columns, plan.max_length, len(plan.eos), pages)
         steps, pool, seats = self._room(need, model)
         own = torch.arange(pages, dtype=torch.int32, device=device).view(rows, -1)
         table, cross_table = own[:, :columns].contiguous(), own[:, columns:].contiguous()
@@ -119,7 +119,7 @@ class Seated(Kept):
     def _room(self, need: Sizes, model: Any) -> Written:
         fits = all(more <= held for more, held in zip(need, self._sizes, strict=True))
         if not fits or dispatch.backend() != self._backend:
-            grown = Sizes(*map(max, need, self._sizes))
+            grown = Sizes(*map(max, map(_roomy, need), self._sizes))
             self.drop()  # before as much again is taken
             self._sizes, self._backend = grown, dispatch.backend()
         sources = [*model.model.decoder.parameters(), *model.get_output_embeddings().parameters()]
@@ -137,5 +137,7 @@ class Seated(Kept):
         return Written(steps, pool, self.seats)
 
 
-def _rounded(rows: int) -> int:
-    return 1 << (rows - 1).bit_length()
+def _roomy(count: int) -> int:
+    """A little more, so that what grows slowly is seldom made anew: the next of four numbers between powers of two."""
+    step = max(1 << (count - 1).bit_length() >> 3, 1)
+    return max(-(-count // step) * step, 4)

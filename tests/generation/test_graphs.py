@@ -113,7 +113,7 @@ def test_what_no_longer_fits_or_holds_is_made_anew(monkeypatch: pytest.MonkeyPat
     longer = written(max_new_tokens=33)
     assert longer is not first and written(rows=5) is not longer
     held = written()
-    assert held.rows == 8 and held.length == 35
+    assert held.rows == 8 and held.length == 40
     model.eval()
     assert written() is held
     with torch.no_grad():
@@ -294,6 +294,7 @@ def test_nothing_of_a_step_is_on_the_host_nor_of_other_shapes(name: str, monkeyp
     assert made.lengths.tolist()[0] == 23 and made.lengths.tolist()[1] == 14
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_cuda_tensors_needs_nothing_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes and devices alone, of every operation but the kernels, as on a GPU."""
@@ -350,6 +351,40 @@ def test_a_step_is_the_likeliest_token_until_an_end_or_the_limit() -> None:
     made.sit(torch.tensor([[1, 4], [1, 6], [9, 1]]), torch.ones(3, dtype=torch.int64), plan)  # type: ignore[arg-type]
     assert made.write(3, 5) == 5
     assert made.written[:3].tolist() == [[1, 4, 5, 6, 0, 0, 0], [1, 6, 7, 8, 9, 0, 0], [9, 1, 2, 3, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NAMES)
+def test_after_warmup_nothing_is_recorded_any_more(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = WAYS[way](monkeypatch)
+    model = fresh(name)
+    stored = {key: value.clone() for key, value in model.state_dict().items()}
+    model.warmup(batch_sizes=(2, 5), seconds=(0.6, 1.0), max_new_tokens=30)
+    made = model.model.decoder.seated.seats
+    assert made.graphs.replays.keys() == {1, 2, 4, 8} and len(log) == 4 * 4 * bool(log)
+    model.warmup(batch_sizes=[5], seconds=[1.0], max_new_tokens=30)
+    for rows, prompt in ((5, 1), (3, 4), (1, 2)):
+        found = model.generate(**inputs(name, prompt, rows), eos_token_id=ENDS, max_new_tokens=26)
+        with pytest.MonkeyPatch.context() as plain:
+            plain.setattr(mixin, "serves", lambda device: False)
+            expected = model.generate(**inputs(name, prompt, rows), eos_token_id=ENDS, max_new_tokens=26)
+        assert found.tolist() == expected.tolist()
+    assert model.model.decoder.seated.seats is made and len(log) == 4 * 4 * bool(log)
+    assert model.state_dict().keys() == stored.keys()
+    assert all(value.equal(stored[key]) for key, value in model.state_dict().items())
+
+
+def test_warmup_on_the_cpu_lays_out_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh("moonshine")
+    with pytest.raises(ValueError, match=r"must be positive, not \[8, 0\] and \[10.0\]"):
+        model.warmup(batch_sizes=(0, 8))
+    model.warmup(batch_sizes=(1, 3), seconds=(1.0,))
+    assert model.model.decoder.seated.seats is None
+    kept = dict(model.model.decoder._relaid._kept)
+    assert kept
+    model.generate(**inputs("moonshine"), max_new_tokens=4)
+    assert model.model.decoder._relaid._kept.keys() == kept.keys()
+    assert all(model.model.decoder._relaid._kept[key]._value is value._value for key, value in kept.items())
 
 
 @pytest.mark.gpu

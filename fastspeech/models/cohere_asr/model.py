@@ -179,3 +179,7 @@ class CohereAsrForConditionalGeneration(WithHead, GenerationMixin, CohereAsrPreT
             frames = max(1, int(mask.sum(-1).max()))
             features, mask = features[:, :frames], mask[:, :frames]
         return self.model.encoded(features, mask, with_states, with_weights)
+
+    def silence(self, rows: int, seconds: float) -> dict[str, Tensor]:
+        """As `GenerationMixin.silence`, in frames of 10 ms."""
+        return self.empty(rows, round(100 * seconds), self.config.encoder_config.num_mel_bins)

@@ -192,6 +192,13 @@ class KyutaiGeneration(GenerationMixin):
         fields = {name: output[name] for name in kept if name in output}
         return GenerateDecoderOnlyOutput(**fields, hidden_states=output.decoder_hidden_states)
 
+    def silence(self, rows: int, seconds: float) -> dict[str, Tensor]:
+        """As `GenerationMixin.silence`, a frame at least."""
+        model = cast(Any, self)
+        codec = model.config.codec_config
+        samples = max(round(seconds * codec.sampling_rate), model.config.frame_size)
+        return {"input_values": torch.zeros(rows, codec.audio_channels, samples, device=model.device)}
+
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Listening:
         """The recordings, of which nothing has been written (see `generation.interface.StepModel`)."""
         return Listening(self, model_inputs["input_values"], model_inputs["alignment"], rows_per_input)

@@ -188,3 +188,7 @@ class MoonshineForConditionalGeneration(WithHead, GenerationMixin, MoonshinePreT
         """What the encoder gives for the audio."""
         audio = (model_inputs.get(name) for name in ("input_values", "attention_mask", "exact_batching"))
         return self.model.encoded(*audio, with_states, with_weights)
+
+    def silence(self, rows: int, seconds: float) -> dict[str, Tensor]:
+        """As `GenerationMixin.silence`, at 16 kHz."""
+        return self.empty(rows, round(16000 * seconds))

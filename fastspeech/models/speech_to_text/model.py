@@ -212,3 +212,8 @@ class Speech2TextForConditionalGeneration(WithHead, GenerationMixin, Speech2Text
         """As `WithHead.heard`; encoder outputs without a mask get that of the inputs."""
         given = self.model.with_mask(model_inputs.get("encoder_outputs"), model_inputs.get("attention_mask"))
         return self.encode(model_inputs) if given is None else given
+
+    def silence(self, rows: int, seconds: float) -> dict[str, Tensor]:
+        """As `GenerationMixin.silence`, in frames of 10 ms."""
+        config = self.config
+        return self.empty(rows, round(100 * seconds), config.input_feat_per_channel * config.input_channels)
