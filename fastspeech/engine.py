@@ -248,6 +248,8 @@ class Engine:
             request.spend("features", time.perf_counter() - began)
             request.waiting = len(jobs)
             with self._lock:
+                if request.over:
+                    raise CancelledError
                 self._ready.extend(jobs)
                 seconds = sum(map(self._seconds, jobs))
                 self._loaded += seconds
@@ -291,10 +293,12 @@ class Engine:
                 self._closing = True
                 self._ahead = math.inf
                 left = list(self._open)
-            for job in [*self._running, *self._heard, *self._ready]:
-                self._leave(job)
             for request in left:
                 self._end(request, error)
+            with self._lock:
+                jobs = [*self._running, *self._heard, *self._ready]
+            for job in jobs:
+                self._leave(job)
             raise
 
     def _wait(self) -> bool:
@@ -313,8 +317,12 @@ class Engine:
                 self._drop(job, CancelledError())
         if not self._heard:
             self._listen(self._next_batch())
+        seated = False
         while self._heard and self._seat(self._heard[0]):
-            pass
+            seated = True
+        if seated:
+            # Weights are read once a step for all rows: those that are free are filled first.
+            return
         by_count: dict[int, list[Job]] = {}
         for job in self._running:
             by_count.setdefault(job.ask.input_ids.shape[1], []).append(job)
@@ -337,8 +345,15 @@ class Engine:
             batch.append(job)
         with self._lock:
             for job in batch:
-                self._ready.remove(job)
+                self._unready(job)
         return batch
+
+    def _unready(self, job: Job) -> None:
+        """Take a job, if it is there, from those that wait for the model, which makes room for others."""
+        if job in self._ready:
+            self._ready.remove(job)
+            self._loaded -= self._seconds(job)
+            self._lock.notify_all()
 
     def _listen(self, batch: list[Job]) -> None:
         """Encode the chunks of a batch."""
@@ -376,7 +391,7 @@ class Engine:
             return True
         try:
             if wanted > self.pool.pages:
-                self.pool.grow(int(min(self._most_pages, max(wanted, 2 * self.pool.pages))))
+                self.pool.grow(int(min(self._most_pages, max(wanted, 4 * self.pool.pages))))
             if not self._running:
                 # Of the weights as they are now; a text alone is read with the layout for one row.
                 alone = len(self._open) == 1 and job.request.waiting == 1 and plan.beams == 1
@@ -410,11 +425,10 @@ class Engine:
             self._one_by_one(self._read, jobs, error)
             return
         self._done["tokens"] += ids.numel()
-        for job, rows in zip(jobs, logits.split([job.plan.beams for job in jobs]), strict=True):
-            self._go_on(job, rows)
         spent = time.perf_counter() - began
-        for job in jobs:
+        for job, rows in zip(jobs, logits.split([job.plan.beams for job in jobs]), strict=True):
             job.request.spend("decoded", spent)
+            self._go_on(job, rows)
 
     def _one_by_one(self, run: Callable[[list[Job]], None], jobs: list[Job], error: Exception) -> None:
         """After an error of a batch: one of it may be at fault, and the others are not to suffer for it."""
@@ -431,9 +445,9 @@ class Engine:
         except StopIteration as end:
             try:
                 self._finish(job, end.value.sequences[:1])
-            except Exception as error:
+            except BaseException as error:
                 self._drop(job, error)
-        except Exception as error:
+        except BaseException as error:  # whatever a rule raises, the others go on
             self._drop(job, error)
 
     def _finish(self, job: Job, row: Tensor) -> None:
@@ -476,11 +490,10 @@ class Engine:
         if hasattr(job, "cache"):
             job.cache.free()
         with self._lock:
-            for queue in (self._running, self._heard, self._ready):
+            for queue in (self._running, self._heard):
                 if job in queue:
                     queue.remove(job)
-            self._loaded -= self._seconds(job)
-            self._lock.notify_all()
+            self._unready(job)
 
     # In any thread.
 

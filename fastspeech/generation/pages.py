@@ -50,7 +50,8 @@ class PagePool:
     def grow(self, pages: int) -> None:
         """Have so many pages in all, no fewer than before; what is in them stays. The keys and values are moved."""
         layers, before, *page = self.keys.shape
-        memory = self.keys.new_zeros(2, layers, pages, *page)
+        # Not touched, it is no memory yet.
+        memory = self.keys.new_empty(2, layers, pages, *page)
         for grown, held in zip(memory, (self.keys, self.values), strict=True):
             grown[:, :before] = held
         self.keys, self.values = memory.unbind(0)
