@@ -29,6 +29,11 @@ class Timing:
     total: float
     audio: float
 
+    @property
+    def realtime(self) -> float:
+        """Seconds of audio for each second from its submission to its result."""
+        return self.audio / self.total
+
 
 @dataclass(frozen=True)
 class Result:

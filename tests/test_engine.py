@@ -23,6 +23,7 @@ import torch
 from media import encode, save
 
 from fastspeech import AudioError, Engine
+from fastspeech.generation.pages import PagePool
 from fastspeech.recognition import PROMPT_OPTIONS, Recogniser
 from fastspeech.requests import Handle
 from fastspeech.transcripts import Transcript
@@ -303,16 +304,86 @@ class PagesOf:
         return any(job.cache is cache and len(job.chunk.samples) == self.samples for job in self.engine._running)
 
 
+def test_pages_that_cannot_be_taken_are_the_fault_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    grow = PagePool.grow
+
+    def short_of_memory(pool: PagePool, pages: int) -> None:
+        if pages > 64:
+            raise MemoryError("no room")
+        grow(pool, pages)
+
+    monkeypatch.setattr(PagePool, "grow", short_of_memory)
+    with engine() as e:
+        greedy = e.submit(clip(20.0), max_new_tokens=150, num_beams=8)
+        modest = e.submit(clip(1.0), max_new_tokens=5)
+        with pytest.raises(MemoryError):
+            greedy.result(60)
+        assert modest.result(60).text == alone("moonshine", clip(1.0), max_new_tokens=5).text
+
+
+class Poisoned:
+    """A file whose reading raises what it is given."""
+
+    name = "poisoned"
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def read(self, size: int = -1) -> bytes:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), MemoryError(), GeneratorExit()], ids=repr)
+def test_whatever_happens_to_a_worker_it_is_one_requests(error: BaseException) -> None:
+    with engine(workers=1) as e:
+        bad = e.submit(Poisoned(error))
+        good = e.submit(clip(1.0), max_new_tokens=5)
+        with pytest.raises(type(error)):
+            bad.result(60)
+        assert good.result(60).text == alone("moonshine", clip(1.0), max_new_tokens=5).text
+
+
 def test_an_error_of_the_engine_itself_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
-    e = Engine(*TINY["moonshine"](), memory=1 << 20)
-    monkeypatch.setattr(e, "_next_batch", lambda: 1 / 0)
-    handle = e.submit(clip(1.0))
-    with pytest.raises(ZeroDivisionError):
-        handle.result(60)
-    with pytest.raises(RuntimeError, match="closed"):
-        e.submit(clip(1.0))
-    e.close()
+    with engine(ahead=2.0) as e:
+        first = e.submit(clip(2.0), max_new_tokens=2)
+        assert first.result(60).text
+        next_batch = e._next_batch
+
+        def fail_later() -> Any:
+            return 1 / 0 if e._running else next_batch()
+
+        monkeypatch.setattr(e, "_next_batch", fail_later)
+        handles = [e.submit(clip(2.0, n), max_new_tokens=150) for n in range(9)]
+        for handle in handles:
+            with pytest.raises(ZeroDivisionError):
+                handle.result(60)
+        with pytest.raises(RuntimeError, match="closed"):
+            e.submit(clip(1.0))
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_no_longer_waits_in_asyncio_holds_nobody_up(waits: bool) -> None:
+    async def impatient(handle: Any) -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(wait_for(handle), 0.05)
+
+    async def wait_for(handle: Any) -> Any:
+        return await handle
+
+    made = Engine(*TINY["moonshine"](), memory=1 << 22)
+    given_up, other = made.submit(clip(25.0), max_new_tokens=190), made.submit(clip(1.0), max_new_tokens=5)
+    queued = [made.submit(clip(25.0, n), max_new_tokens=190) for n in range(3)]
+    asyncio.run(impatient(given_up))
+    for handle in queued:
+        asyncio.run(impatient(handle))
+    assert other.result(60).text
+    closing = threading.Thread(target=made.close, args=(waits,))
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive() and made.pool.in_use == made.pool.reserved == 0
+    with pytest.raises(CancelledError):
+        given_up.result(0)
 
 
 def test_cancelled_requests_end_at_once_and_the_others_go_on() -> None:
@@ -345,17 +416,28 @@ def test_closing_finishes_or_gives_up() -> None:
 
 
 def test_leaving_python_with_work_in_flight_does_not_hang() -> None:
+    """Nor does it in a process that was forked from one with an engine."""
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
+        "import atexit, os, sys, time; sys.path.insert(0, 'tests')\n"
+        "atexit.register(lambda: print('pages', e.pool.in_use, 'done', sum(handle.done() for handle in handles)))\n"
         "import numpy as np, tiny_moonshine\n"
         "from fastspeech import Engine\n"
         "e = Engine(tiny_moonshine.model(), tiny_moonshine.processor(), memory=1 << 22, ahead=30.0)\n"
         "audio = np.random.default_rng(0).standard_normal(16000 * 30).astype(np.float32)\n"
         "handles = [e.submit(audio, max_new_tokens=190) for _ in range(50)]\n"
-        "print('leaving')\n"
+        "while e.pool.in_use == 0: time.sleep(0.01)\n"
+        "if os.fork():\n"
+        "    os.wait()\n"
+        "    print('leaving')\n"
+        "else:\n"
+        "    try: e.submit(audio)\n"
+        "    except RuntimeError as error: print(error, flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "leaving\n"), done.stderr
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 4, done.stderr
+    assert "make an engine after a fork" in lines[0]
+    assert lines[2:] == ["leaving", "pages 0 done 50"]
 
 
 def test_results_come_as_they_are_done_and_in_asyncio() -> None:
@@ -379,7 +461,8 @@ def test_times_and_progress_are_told() -> None:
         timing, done = result.timing, e.summary()
     assert [total for _, total in told] == [12.0] * len(told) and told[-1][0] == 12.0 and len(told) == 3
     assert timing.audio == 12.0 and 0 < timing.encoded <= timing.total and 0 < timing.features <= timing.total
-    assert done.audio == 12.0 and done.realtime == pytest.approx(12.0 / done.busy)
+    assert 0 < timing.decoded <= timing.total and timing.realtime == 12.0 / timing.total
+    assert done.audio == done.loaded == 12.0 and done.realtime == pytest.approx(12.0 / done.busy)
 
 
 def test_arguments_are_checked_before_anything_runs() -> None:
