@@ -108,9 +108,12 @@ def accelerate(
     out as few rows are multiplied by them fastest, as our own models do.
     Encoder frames behind a clip's end, which nothing attends to, may differ.
 
-    The original forward runs where ours would lose something: under `torch.compile`; with hooks within the module or
-    gradient checkpointing; where hidden states or attention weights are asked for; with caches of fixed size; with
-    masks of audio that leave out what is not at the end.
+    The original forward runs where ours would lose something: under `torch.compile` and the transforms of
+    `torch.func`; with hooks within the module or gradient checkpointing; where hidden states or attention weights are
+    asked for; with caches of fixed size; with masks of audio that leave out what is not at the end. A module is left,
+    or the original forward runs from then on, where a layer, its forward or a parameter within is not transformers'
+    own: an adapter, a quantised weight, parameters of several dtypes. Under autocast the frames of an encoder may have
+    the lower precision where transformers' have float32.
 
     Args:
         hf_model: as for `from_transformers`.

@@ -270,6 +270,16 @@ def test_masks_and_continued_caches(name: str) -> None:
             assert worst(a, b) <= 1e-4
 
 
+def test_what_the_readme_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    section = (Path(__file__).parents[2] / "README.md").read_text().partition("## In a transformers model")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    model = make("moonshine")
+    forward = model.model.encoder.forward
+    exec(code, {"hf_model": model, "inputs": audio("moonshine", model)})
+    assert "replaced model.encoder, a MoonshineEncoder" in capsys.readouterr().out
+    assert model.model.encoder.forward == forward
+
+
 def test_importing_leaves_transformers_alone() -> None:
     lines = (
         "import sys, fastspeech; fastspeech.accelerate, fastspeech.restore; assert 'transformers' not in sys.modules"
