@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from fastspeech.audio.check import check_samples
 from fastspeech.errors import QueueFullError, StreamingError
+from fastspeech.generation import graphs
 from fastspeech.layers.linear import direct
+from fastspeech.models.kyutai_stt.model import KyutaiState
 from fastspeech.models.kyutai_stt.words import WordChange, WordTracker
 
 MODEL_TYPE = "kyutai_speech_to_text"
@@ -103,6 +106,7 @@ class StreamingTranscriber:
         self.processor = processor
         self.slots = slots
         self.alignment = alignment
+        self._delayed = alignment == "hf"
         self.max_queue_s = max_queue_s
         self.sampling_rate = rate
         self.frame_size = config.frame_size
@@ -117,6 +121,8 @@ class StreamingTranscriber:
             self._head = direct(model.lm_head)
         self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
         self._codes = torch.zeros(slots, config.num_codebooks, dtype=torch.int64, device=device)
+        if graphs.captures(device):
+            self._record()
 
     @property
     def free_slots(self) -> int:
@@ -214,28 +220,76 @@ class StreamingTranscriber:
     @torch.no_grad()
     def _hear(self, streams: list["_Stream"]) -> list[list[float]]:
         """One step of the model for these streams: the token of each, and its probabilities of pauses."""
-        model, delayed = self.model, self.alignment == "hf"
-        frames = np.stack([stream.next_frame(self.frame_size, delayed) for stream in streams])
-        samples = self._upload(torch.from_numpy(frames[:, None]))
-        places = [[stream.row for stream in streams], [stream.steps == 0 for stream in streams]]
-        rows, first = self._upload(torch.tensor(places)).unbind()
-        codes = model.codec_model.encode_frames(samples, self._state.codec, rows)[..., 0]
-        before = self._codes[rows]
-        self._codes[rows] = codes
+        device, frames = self._tokens.device, [stream.next_frame(self.frame_size, self._delayed) for stream in streams]
+        rows, first = [stream.row for stream in streams], [stream.steps == 0 for stream in streams]
+        if graphs.captures(device):
+            bucket = self._bucket(max(rows) + 1)
+            samples = np.zeros((bucket, 1, self.frame_size), np.float32)
+            flags = np.zeros((2, bucket), bool)
+            samples[rows, 0], flags[:, rows] = frames, [[True] * len(rows), first]
+            self._samples[:bucket] = graphs.upload(torch.from_numpy(samples), device)
+            self._flags[:, :bucket] = graphs.upload(torch.from_numpy(flags), device)
+            self._graphs.run(bucket)
+            told = self._told[:bucket].tolist()
+            return [told[row] for row in rows]
+        slots, new = torch.tensor(rows, device=device), torch.tensor(first, device=device)
+        samples = torch.from_numpy(np.stack(frames)[:, None]).to(device)
+        codes, tokens, told = self._frame(samples, new, self._codes[slots], self._tokens[slots], self._state, slots)
+        self._codes[slots], self._tokens[slots] = codes, tokens
+        return told.tolist()
+
+    def _frame(
+        self,
+        samples: torch.Tensor,
+        first: torch.Tensor,
+        codes: torch.Tensor,
+        tokens: torch.Tensor,
+        state: KyutaiState,
+        slots: torch.Tensor | None = None,
+        active: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The codes of one frame, the tokens that follow, and these with the probabilities of pauses, (rows, 1 + heads)
+        float64, of rows of which `codes` and `tokens` are the last; `first` (rows,) bool is true where there are none.
+        """
+        model = self.model
+        heard = model.codec_model.encode_frames(samples, state.codec, slots, active)[..., 0]
         # Either begins without a frame; then the original goes on with the second one, and transformers with the first.
-        fed = before if delayed else torch.where(first.bool()[:, None], before, codes)
-        hidden = model.step(self._tokens[rows], fed, self._state, rows)
+        fed = codes if self._delayed else torch.where(first[:, None], codes, heard)
+        hidden = model.step(tokens, fed, state, slots, active=active)
         logits = self._head(hidden)
         # The last row of the head is no token of the original's: its weights are zeros.
-        tokens = (logits if delayed else logits[:, :-1]).argmax(-1)
-        self._tokens[rows] = tokens
+        following = (logits if self._delayed else logits[:, :-1]).argmax(-1)
         # In float64, which holds every token, it is one copy, and the only wait for the device.
-        return torch.cat((tokens[:, None].double(), model.pause_probabilities(hidden).double()), 1).tolist()
+        told = torch.cat((following[:, None].double(), model.pause_probabilities(hidden).double()), 1)
+        return heard, following, told
 
-    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _bucket(self, rows: int) -> int:
+        """The rows of a recorded step for so many slots: the next power of two, or all slots."""
+        return min(1 << (rows - 1).bit_length(), self.slots)
+
+    @torch.no_grad()
+    def _record(self) -> None:
+        """Record the step of the first slots, for as many of them as there may have to be, before a stream could wait
+        for it."""
         device = self._tokens.device
-        # Of memory that is not pinned a copy would be waited for.
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+        with torch.inference_mode(False), torch.device(device):
+            self._samples = torch.zeros(self.slots, 1, self.frame_size)
+            self._flags = torch.zeros(2, self.slots, dtype=torch.bool)  # who is heard, and who for the first time
+            self._told = torch.zeros(self.slots, 1 + len(self.model.extra_heads), dtype=torch.float64)
+        self._graphs = graphs.Graphs(device)
+        bucket = self._bucket(self.slots)
+        while bucket not in self._graphs:
+            self._graphs.record(bucket, partial(self._frame_of_first, bucket, self._state.first(bucket)))
+            bucket = self._bucket(-(-bucket // 2))
+
+    def _frame_of_first(self, rows: int, state: KyutaiState) -> None:
+        """A frame of those of the first slots that are heard, in static memory."""
+        active, first = self._flags[:, :rows].unbind()
+        codes, tokens = self._codes[:rows], self._tokens[:rows]
+        heard, following, told = self._frame(self._samples[:rows], first, codes, tokens, state, active=active)
+        codes.copy_(torch.where(active[:, None], heard, codes))
+        tokens.copy_(torch.where(active, following, tokens))
+        self._told[:rows].copy_(told)
 
     def _tell(self, slot: int, stream: "_Stream", output: list[float] | None) -> list[StreamEvent]:
         """The events of a stream, whose step had this output if there was one."""

@@ -212,9 +212,9 @@ def test_one_step_serves_every_slot_that_has_a_frame(monkeypatch: pytest.MonkeyP
     batches: list[int] = []
     step = MODEL.step
 
-    def counted(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counted(tokens: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         batches.append(len(tokens))
-        return step(tokens, *rest)
+        return step(tokens, *rest, **options)
 
     monkeypatch.setattr(MODEL, "step", counted)
     streams = transcriber(4)

@@ -194,6 +194,11 @@ class DecoderState:
     positions: Tensor
     steps: list[Step]
 
+    def first(self, slots: int) -> "DecoderState":
+        """The state of the first slots, in the same memory."""
+        pages = [(keys[:slots], values[:slots]) for keys, values in self.pages]
+        return DecoderState(pages, self.positions[:slots], self.steps)
+
     def reset(self, slots: Tensor | None = None) -> None:
         """Make `slots` (k,) int64, or all, as good as new."""
         # The pages may keep what is in them: nothing sees a position that its stream has not come to.

@@ -294,6 +294,11 @@ class MimiState:
     positions: Tensor
     frames: int
 
+    def first(self, slots: int) -> "MimiState":
+        """The state of the first slots, in the same memory."""
+        pages = [(keys[:slots], values[:slots]) for keys, values in self.pages]
+        return MimiState(self.pasts[:slots], pages, self.positions[:slots], self.frames)
+
     def reset(self, slots: Tensor | None = None) -> None:
         """Make `slots` (k,) int64, or all, as good as new."""
         # The pages may keep what is in them: nothing sees a position that its stream has not come to.
@@ -353,13 +358,16 @@ class MimiModel(PretrainedModel):
             )
 
     @torch.no_grad()
-    def encode_frames(self, samples: Tensor, state: MimiState, slots: Tensor | None = None) -> Tensor:
+    def encode_frames(
+        self, samples: Tensor, state: MimiState, slots: Tensor | None = None, active: Tensor | None = None
+    ) -> Tensor:
         """The codes of the next frames of some streams.
 
         Args:
             samples: (rows, audio_channels, n * frame_size), the next samples of each.
             state: what `start` gave; of it, the slots named are read and written.
             slots: (rows,) int64, distinct, the slot of each row; None where row r is slot r, all of them.
+            active: (rows,) bool, false where a row is none: its slot stays as it is, and what it gives says nothing.
 
         Returns:
             (rows, num_quantizers, n) int64. A row depends on its own stream alone, and not on how it was cut.
@@ -374,7 +382,7 @@ class MimiModel(PretrainedModel):
             )
         if samples.shape[2] == 0 or samples.shape[2] % size:
             raise ValueError(f"samples must be whole frames of {size}, got {samples.shape[2]}")
-        return self._codes(samples, state, slots, self.config.num_quantizers)
+        return self._codes(samples, state, slots, self.config.num_quantizers, active)
 
     @torch.no_grad()
     def encode(
@@ -415,13 +423,17 @@ class MimiModel(PretrainedModel):
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _codes(self, samples: Tensor, state: MimiState, slots: Tensor | None, levels: int) -> Tensor:
+    def _codes(
+        self, samples: Tensor, state: MimiState, slots: Tensor | None, levels: int, active: Tensor | None = None
+    ) -> Tensor:
         pieces = samples.float().split(state.frames * self.config.frame_size, dim=2)
         with torch.autocast(samples.device.type, enabled=False):
-            latents = torch.cat([self._latents(piece, state, slots) for piece in pieces], dim=1)
+            latents = torch.cat([self._latents(piece, state, slots, active) for piece in pieces], dim=1)
             return self.quantizer(latents, levels)
 
-    def _latents(self, samples: Tensor, state: MimiState, slots: Tensor | None) -> Tensor:
+    def _latents(
+        self, samples: Tensor, state: MimiState, slots: Tensor | None, active: Tensor | None = None
+    ) -> Tensor:
         """(rows, frames, hidden) of as many samples (rows, channels, samples) as the rings have room for."""
         pasts = state.pasts if slots is None else state.pasts[slots]
         positions = state.positions if slots is None else state.positions[slots]
@@ -430,7 +442,8 @@ class MimiModel(PretrainedModel):
 
         x, seen = self.encoder(samples.transpose(1, 2), views[:-1])
         table = None if slots is None else slots[:, None].int()
-        x = self.encoder_transformer(x, state, table, positions)
+        at = positions if active is None else positions.masked_fill(active.logical_not(), -1)
+        x = self.encoder_transformer(x, state, table, at)
         latents = x.shape[1]
         if latents % 2:
             x = torch.cat([x, x[:, -1:]], dim=1)
@@ -439,10 +452,13 @@ class MimiModel(PretrainedModel):
         x, last = self.downsample(x, past, elu=False)
 
         now = torch.cat([part.flatten(1) for part in (*seen, last)], dim=1)
+        further = positions + latents
+        if active is not None:
+            now, further = torch.where(active[:, None], now, pasts), torch.where(active, further, positions)
         if slots is None:
             state.pasts.copy_(now)
-            state.positions.add_(latents)
+            state.positions.copy_(further)
         else:
             state.pasts.index_copy_(0, slots, now)
-            state.positions.index_copy_(0, slots, positions + latents)
+            state.positions.index_copy_(0, slots, further)
         return x

@@ -148,6 +148,7 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
         state: DecoderState,
         slots: Tensor | None = None,
         record: Record | None = None,
+        active: Tensor | None = None,
     ) -> Tensor:
         """Read one further token of some texts.
 
@@ -157,6 +158,7 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
             state: what `start` gave; of it, the slots named are read and written.
             slots: (rows,) int64, distinct, the slot of each row; None where row r is slot r, all of them.
             record: takes the hidden states, where it asks for them.
+            active: (rows,) bool, false where a row is none: its slot stays as it is, and what it gives says nothing.
 
         Returns:
             (rows, hidden), after the last norm. A row depends on its own text alone.
@@ -164,6 +166,11 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
         config = self.config
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         positions = state.positions if slots is None else state.positions[slots]
+        further = positions + 1
+        at = positions
+        if active is not None:
+            idle = active.logical_not()
+            at, further = positions.masked_fill(idle, -1), torch.where(idle, positions, further)
         table = None if slots is None else slots[:, None].int()
         inv_freq = self._inverse_frequencies()
         record = Record() if record is None else record
@@ -175,16 +182,16 @@ class KyutaiSpeechToTextModel(DerivingModule, KyutaiSpeechToTextPreTrainedModel)
                 record.hidden_states.append(x[:, None])
             by_head = step.qkv(h).view(len(x), 1, -1, head_dim)
             q, k, v = by_head.split([heads, kv_heads, kv_heads], dim=2)
-            page_append(k, v, *pages, table, positions, inv_freq=inv_freq)
-            y = paged_attention(q, *pages, table, positions, inv_freq=inv_freq, window=config.sliding_window)
+            page_append(k, v, *pages, table, at, inv_freq=inv_freq)
+            y = paged_attention(q, *pages, table, at, inv_freq=inv_freq, window=config.sliding_window)
             x, h = step.norm_mlp(x, step.out(y.flatten(1)))
             x, h = step.norm_next(x, step.mlp(h))
         if record.with_states:
             record.hidden_states.append(h[:, None])
         if slots is None:
-            state.positions.add_(1)
+            state.positions.copy_(further)
         else:
-            state.positions.index_copy_(0, slots, positions + 1)
+            state.positions.index_copy_(0, slots, further)
         return h
 
     def _embedded(self, input_ids: Tensor) -> Tensor:
@@ -288,6 +295,10 @@ class KyutaiState:
 
     decoder: DecoderState
     codec: MimiState
+
+    def first(self, slots: int) -> "KyutaiState":
+        """The state of the first slots, in the same memory."""
+        return KyutaiState(self.decoder.first(slots), self.codec.first(slots))
 
     def reset(self, slots: Tensor | None = None) -> None:
         """Make `slots` (k,) int64, or all, as good as new."""
@@ -393,13 +404,14 @@ class KyutaiSpeechToTextForConditionalGeneration(KyutaiGeneration, KyutaiSpeechT
         state: KyutaiState,
         slots: Tensor | None = None,
         record: Record | None = None,
+        active: Tensor | None = None,
     ) -> Tensor:
         """(rows, hidden) after one further token of some streams, of which `lm_head` and `extra_heads` tell what
         follows; arguments as `KyutaiSpeechToTextModel.step`.
 
         The codec is a step of its own, `codec_model.encode_frames(samples, state.codec, slots)`, which may run ahead.
         """
-        return self.model.step(tokens, codes, state.decoder, slots, record)
+        return self.model.step(tokens, codes, state.decoder, slots, record, active)
 
     def pause_probabilities(self, hidden: Tensor) -> Tensor:
         """(rows, heads) float32 of hidden (rows, hidden): how probable a pause is of at least 0.5, 1, 2 and 3 s, by the
