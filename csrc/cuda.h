@@ -12,9 +12,10 @@ enum class Element { float32, bfloat16, float16 };
 int residual_vq_launch(const float* latents, const Codebooks& codebooks, const int64_t* splits, int groups,
                        int64_t vectors, int64_t* choices, int64_t* codes, void* stream);
 
-int page_append_launch(const Append& append, Element element, void* stream);
+// eight_bits: whether pages hold E4M3.
+int page_append_launch(const Append& append, Element element, bool eight_bits, void* stream);
 
-int page_fork_launch(const Fork& fork, Element element, void* stream);
+int page_fork_launch(const Fork& fork, int64_t element_size, void* stream);
 
 const char* cuda_message(int error);
 

@@ -8,11 +8,13 @@ STABLE_TORCH_LIBRARY(fastspeech_csrc, library) {
       "residual_vq(Tensor latents, Tensor codebooks, int[] splits, Tensor(a!) codes, Tensor(b!)? choices) -> ()");
   library.def(
       "page_append(Tensor keys, Tensor values, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor? table, "
-      "Tensor positions, Tensor? counts, Tensor? inv_freq, bool interleaved) -> ()");
+      "Tensor positions, Tensor? counts, Tensor? inv_freq, bool interleaved, Tensor? key_scales, Tensor? value_scales) "
+      "-> ()");
   library.def("page_fork(Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor sources, Tensor targets) -> ()");
   library.def(
       "paged_attention(Tensor q, Tensor key_pages, Tensor value_pages, Tensor? table, Tensor positions, "
-      "Tensor? inv_freq, bool interleaved, bool causal, int window, float scale, Tensor(a!) out) -> ()");
+      "Tensor? inv_freq, bool interleaved, bool causal, int window, float scale, "
+      "Tensor? key_scales, Tensor? value_scales, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {

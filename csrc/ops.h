@@ -16,17 +16,19 @@ using torch::stable::Tensor;
 void residual_vq_cpu(const Tensor& latents, const Tensor& codebooks, const std::vector<int64_t>& splits,
                      const Tensor& codes, const std::optional<Tensor>& choices);
 
-// table int32, positions and counts int64, inv_freq float32, these dense.
+// table int32, positions and counts int64, inv_freq and scales float32, these dense.
 void page_append_cpu(const Tensor& keys, const Tensor& values, const Tensor& key_pages, const Tensor& value_pages,
                      const std::optional<Tensor>& table, const Tensor& positions, const std::optional<Tensor>& counts,
-                     const std::optional<Tensor>& inv_freq, bool interleaved);
+                     const std::optional<Tensor>& inv_freq, bool interleaved, const std::optional<Tensor>& key_scales,
+                     const std::optional<Tensor>& value_scales);
 
 void page_fork_cpu(const Tensor& key_pages, const Tensor& value_pages, const Tensor& sources, const Tensor& targets);
 
-// out (rows, tokens, heads, dims), dense like table and positions; inv_freq float32.
+// out (rows, tokens, heads, dims), dense like table, positions and scales; inv_freq and scales float32.
 void paged_attention_cpu(const Tensor& q, const Tensor& key_pages, const Tensor& value_pages,
                          const std::optional<Tensor>& table, const Tensor& positions,
                          const std::optional<Tensor>& inv_freq, bool interleaved, bool causal, int64_t window,
-                         double scale, const Tensor& out);
+                         double scale, const std::optional<Tensor>& key_scales,
+                         const std::optional<Tensor>& value_scales, const Tensor& out);
 
 }  // namespace fastspeech

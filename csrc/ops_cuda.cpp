@@ -32,7 +32,7 @@ Element element_of(const Tensor& tensor) {
     case ScalarType::Half:
       return Element::float16;
     default:
-      STD_TORCH_CHECK(false, "pages are float32, bfloat16 or float16");
+      STD_TORCH_CHECK(false, "page_append takes float32, bfloat16 and float16");
   }
 }
 
@@ -46,17 +46,18 @@ void residual_vq(const Tensor& latents, const Tensor& codebooks, const std::vect
 
 void page_append(const Tensor& keys, const Tensor& values, const Tensor& key_pages, const Tensor& value_pages,
                  const std::optional<Tensor>& table, const Tensor& positions, const std::optional<Tensor>& counts,
-                 const std::optional<Tensor>& inv_freq, bool interleaved) {
+                 const std::optional<Tensor>& inv_freq, bool interleaved, const std::optional<Tensor>& key_scales,
+                 const std::optional<Tensor>& value_scales) {
   const DeviceGuard guard(keys.get_device_index());
-  check(page_append_launch(
-      append_of(keys, values, key_pages, value_pages, table, positions, counts, inv_freq, interleaved),
-      element_of(keys), stream_of(keys)));
+  check(page_append_launch(append_of(keys, values, key_pages, value_pages, table, positions, counts, inv_freq,
+                                     interleaved, key_scales, value_scales),
+                           element_of(keys), key_pages.element_size() == 1, stream_of(keys)));
 }
 
 void page_fork(const Tensor& key_pages, const Tensor& value_pages, const Tensor& sources, const Tensor& targets) {
   const DeviceGuard guard(key_pages.get_device_index());
   for (const Tensor* pages : {&key_pages, &value_pages})
-    check(page_fork_launch(fork_of(*pages, sources, targets), element_of(*pages), stream_of(*pages)));
+    check(page_fork_launch(fork_of(*pages, sources, targets), pages->element_size(), stream_of(*pages)));
 }
 
 }  // namespace

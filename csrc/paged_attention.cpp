@@ -68,14 +68,15 @@ struct Attention {
   bool causal;
   int64_t window;
   float scale;
+  const float *key_scales, *value_scales;  // (key/value heads), or null
   void* out;                          // (rows, tokens, heads, dims), dense
   std::vector<float> cosines, sines;  // (rows, tokens, pairs), which all heads share
 };
 
 // A head's values where they are, if these are float32, dense and whole registers, and else in `room`.
-template <class T>
-const float* as_floats(const T* from, int64_t step, int64_t dims, int64_t width, float* room) {
-  if constexpr (std::is_same_v<T, float>)
+template <class P>
+const float* as_floats(const P* from, int64_t step, int64_t dims, int64_t width, float* room) {
+  if constexpr (std::is_same_v<P, float>)
     if (step == 1 && dims == width) return from;
   for (int64_t d = 0; d < dims; ++d) room[d] = static_cast<float>(from[d * step]);
   return room;
@@ -92,7 +93,7 @@ struct Room {
 };
 
 template <class T>
-void take_query(const Attention& a, int64_t row, int64_t token, int64_t head, float* query) {
+void take_query(const Attention& a, int64_t row, int64_t token, int64_t head, float scale, float* query) {
   const Places& at = a.places;
   const T* from = static_cast<const T*>(a.queries) + a.of_queries.at(row, token, head);
   const int64_t step = a.of_queries.of[3], turn = (row * at.tokens + token) * at.pairs;
@@ -103,28 +104,30 @@ void take_query(const Attention& a, int64_t row, int64_t token, int64_t head, fl
       const int64_t second = at.second(unit);
       const float y = static_cast<float>(from[second * step]);
       const float cosine = a.cosines[turn + unit], sine = a.sines[turn + unit];
-      query[first] = (x * cosine - y * sine) * a.scale;
-      query[second] = (y * cosine + x * sine) * a.scale;
+      query[first] = (x * cosine - y * sine) * scale;
+      query[second] = (y * cosine + x * sine) * scale;
     } else {
-      query[first] = x * a.scale;
+      query[first] = x * scale;
     }
   }
 }
 
-template <class T>
+template <class T, class P>
 void attend_head(const Attention& a, int64_t row, int64_t kv_head, int64_t width, Room& room) {
   static const auto attend = BEST_SIMD(attend);
   const Places& at = a.places;
   const int64_t group = a.heads / at.heads, count = at.tokens * group, dims = at.dims;
   const int64_t position = at.positions[row], last = position + at.tokens - 1;
   const int64_t held = std::max<int64_t>(0, last - at.page_size * at.columns + 1);
+  const float scale = a.scale * (a.key_scales == nullptr ? 1.0f : a.key_scales[kv_head]);
+  const float value_scale = a.value_scales == nullptr ? 1.0f : a.value_scales[kv_head];
   const bool idle = last < 0 || (a.causal && position < 0);
   room.softmax.assign(count, Softmax());
   std::fill(room.results.begin(), room.results.end(), 0.0f);
   if (!idle) {
     for (int64_t q = 0; q < count; ++q) {
       const int64_t token = q / group, own = position + token;
-      take_query<T>(a, row, token, kv_head * group + q % group, room.queries.data() + q * width);
+      take_query<T>(a, row, token, kv_head * group + q % group, scale, room.queries.data() + q * width);
       room.ranges[q] = {a.window ? std::max(held, own - a.window + 1) : held, a.causal ? own : last};
     }
     for (int64_t next = room.ranges[0].first; next <= last;) {
@@ -132,10 +135,10 @@ void attend_head(const Attention& a, int64_t row, int64_t kv_head, int64_t width
       Run run;
       run.position = next;
       run.count = std::min({RUN, at.page_size - slot, last - next + 1});
-      const T* key = static_cast<const T*>(a.keys) + a.of_keys.at(page, kv_head, slot);
-      const T* value = static_cast<const T*>(a.values) + a.of_values.at(page, kv_head, slot);
+      const P* key = static_cast<const P*>(a.keys) + a.of_keys.at(page, kv_head, slot);
+      const P* value = static_cast<const P*>(a.values) + a.of_values.at(page, kv_head, slot);
       for (int64_t k = 0; k < run.count; ++k) {
-        const T *its_key = key + k * a.of_keys.of[2], *its_value = value + k * a.of_values.of[2];
+        const P *its_key = key + k * a.of_keys.of[2], *its_value = value + k * a.of_values.of[2];
         run.keys[k] = as_floats(its_key, a.of_keys.of[3], dims, width, room.keys.data() + k * width);
         run.values[k] = as_floats(its_value, a.of_values.of[3], dims, width, room.values.data() + k * width);
       }
@@ -146,7 +149,7 @@ void attend_head(const Attention& a, int64_t row, int64_t kv_head, int64_t width
   for (int64_t q = 0; q < count; ++q) {
     const int64_t token = q / group, head = kv_head * group + q % group;
     T* out = static_cast<T*>(a.out) + ((row * at.tokens + token) * a.heads + head) * dims;
-    const float share = room.softmax[q].sum == 0.0f ? 0.0f : 1.0f / room.softmax[q].sum;
+    const float share = room.softmax[q].sum == 0.0f ? 0.0f : value_scale / room.softmax[q].sum;
     for (int64_t d = 0; d < dims; ++d) out[d] = static_cast<T>(room.results[q * width + d] * share);
   }
 }
@@ -165,7 +168,7 @@ void turn_all(Attention& a) {
   });
 }
 
-template <class T>
+template <class T, class P>
 void attend_all(const Attention& a) {
   const Places& at = a.places;
   const int64_t count = at.tokens * (a.heads / at.heads);
@@ -174,8 +177,13 @@ void attend_all(const Attention& a) {
   const int64_t grain = std::max<int64_t>(1, GRAIN / work);
   torch::stable::parallel_for(0, at.rows * at.heads, grain, [&](int64_t begin, int64_t end) {
     Room room(count, width);
-    for (int64_t item = begin; item < end; ++item) attend_head<T>(a, item / at.heads, item % at.heads, width, room);
+    for (int64_t item = begin; item < end; ++item) attend_head<T, P>(a, item / at.heads, item % at.heads, width, room);
   });
+}
+
+template <class T>
+void attend_by(const Attention& a, bool eight_bits) {
+  eight_bits ? attend_all<T, E4M3>(a) : attend_all<T, T>(a);
 }
 
 }  // namespace
@@ -183,7 +191,8 @@ void attend_all(const Attention& a) {
 void paged_attention_cpu(const Tensor& q, const Tensor& key_pages, const Tensor& value_pages,
                          const std::optional<Tensor>& table, const Tensor& positions,
                          const std::optional<Tensor>& inv_freq, bool interleaved, bool causal, int64_t window,
-                         double scale, const Tensor& out) {
+                         double scale, const std::optional<Tensor>& key_scales,
+                         const std::optional<Tensor>& value_scales, const Tensor& out) {
   Attention attention{
       q.const_data_ptr(),
       key_pages.const_data_ptr(),
@@ -196,18 +205,21 @@ void paged_attention_cpu(const Tensor& q, const Tensor& key_pages, const Tensor&
       causal,
       window,
       static_cast<float>(scale),
+      data_of<float>(key_scales),
+      data_of<float>(value_scales),
       out.mutable_data_ptr(),
       {},
       {},
   };
   turn_all(attention);
+  const bool eight_bits = key_pages.element_size() == 1;
   switch (q.scalar_type()) {
     case ScalarType::Float:
-      return attend_all<float>(attention);
+      return attend_by<float>(attention, eight_bits);
     case ScalarType::BFloat16:
-      return attend_all<torch::headeronly::BFloat16>(attention);
+      return attend_by<torch::headeronly::BFloat16>(attention, eight_bits);
     case ScalarType::Half:
-      return attend_all<torch::headeronly::Half>(attention);
+      return attend_by<torch::headeronly::Half>(attention, eight_bits);
     default:
       STD_TORCH_CHECK(false, "paged_attention takes float32, bfloat16 and float16");
   }

@@ -21,7 +21,7 @@ using torch::headeronly::ScalarType;
 // Less than this many values are moved sooner by one thread than others are woken.
 constexpr int64_t GRAIN = 1 << 15;
 
-template <class T>
+template <class T, class P>
 void append_token(const Append& append, int64_t row, int64_t token, float* cosines, float* sines) {
   if (!append.real(row, token)) return;
   const int64_t position = append.positions[row] + token;
@@ -34,26 +34,32 @@ void append_token(const Append& append, int64_t row, int64_t token, float* cosin
     const int64_t from_dim = side->of_tokens.of[3], to_dim = side->of_pages.of[3];
     for (int64_t head = 0; head < append.heads; ++head) {
       const T* from = static_cast<const T*>(side->tokens) + side->of_tokens.at(row, token, head);
-      T* to = static_cast<T*>(side->pages) + side->of_pages.at(page, head, slot);
+      P* to = static_cast<P*>(side->pages) + side->of_pages.at(page, head, slot);
+      const float* scale = side->scales == nullptr ? nullptr : side->scales + head;
       const bool turned = side == &append.keys;
       for (int64_t unit = 0; unit < append.pairs; ++unit)
-        move_unit(append, unit, from, from_dim, to, to_dim, turned, cosines[unit], sines[unit]);
+        move_unit(append, unit, from, from_dim, to, to_dim, scale, turned, cosines[unit], sines[unit]);
       for (int64_t unit = append.pairs; unit < append.units(); ++unit)
-        move_unit(append, unit, from, from_dim, to, to_dim, false, 0.f, 0.f);
+        move_unit(append, unit, from, from_dim, to, to_dim, scale, false, 0.f, 0.f);
     }
   }
 }
 
-template <class T>
+template <class T, class P>
 void append_all(const Append& append) {
   const int64_t values = append.heads * append.dims;
   torch::stable::parallel_for(0, append.rows * append.tokens, std::max<int64_t>(GRAIN / std::max<int64_t>(values, 1), 1),
                               [&](int64_t begin, int64_t end) {
                                 std::vector<float> turns(2 * append.pairs);
                                 for (int64_t at = begin; at < end; ++at)
-                                  append_token<T>(append, at / append.tokens, at % append.tokens, turns.data(),
+                                  append_token<T, P>(append, at / append.tokens, at % append.tokens, turns.data(),
                                                   turns.data() + append.pairs);
                               });
+}
+
+template <class T>
+void append_by(const Append& append, bool eight_bits) {
+  eight_bits ? append_all<T, E4M3>(append) : append_all<T, T>(append);
 }
 
 template <class T>
@@ -83,15 +89,18 @@ void fork_all(const Fork& fork) {
 
 void page_append_cpu(const Tensor& keys, const Tensor& values, const Tensor& key_pages, const Tensor& value_pages,
                      const std::optional<Tensor>& table, const Tensor& positions, const std::optional<Tensor>& counts,
-                     const std::optional<Tensor>& inv_freq, bool interleaved) {
-  const Append append = append_of(keys, values, key_pages, value_pages, table, positions, counts, inv_freq, interleaved);
+                     const std::optional<Tensor>& inv_freq, bool interleaved, const std::optional<Tensor>& key_scales,
+                     const std::optional<Tensor>& value_scales) {
+  const Append append = append_of(keys, values, key_pages, value_pages, table, positions, counts, inv_freq, interleaved,
+                                  key_scales, value_scales);
+  const bool eight_bits = key_pages.element_size() == 1;
   switch (keys.scalar_type()) {
     case ScalarType::Float:
-      return append_all<float>(append);
+      return append_by<float>(append, eight_bits);
     case ScalarType::BFloat16:
-      return append_all<torch::headeronly::BFloat16>(append);
+      return append_by<torch::headeronly::BFloat16>(append, eight_bits);
     case ScalarType::Half:
-      return append_all<torch::headeronly::Half>(append);
+      return append_by<torch::headeronly::Half>(append, eight_bits);
     default:
       STD_TORCH_CHECK(false, "page_append takes float32, bfloat16 and float16");
   }
@@ -100,7 +109,16 @@ void page_append_cpu(const Tensor& keys, const Tensor& values, const Tensor& key
 void page_fork_cpu(const Tensor& key_pages, const Tensor& value_pages, const Tensor& sources, const Tensor& targets) {
   for (const Tensor* pages : {&key_pages, &value_pages}) {
     const Fork fork = fork_of(*pages, sources, targets);
-    pages->element_size() == 2 ? fork_all<uint16_t>(fork) : fork_all<uint32_t>(fork);
+    switch (pages->element_size()) {
+      case 1:
+        fork_all<uint8_t>(fork);
+        break;
+      case 2:
+        fork_all<uint16_t>(fork);
+        break;
+      default:
+        fork_all<uint32_t>(fork);
+    }
   }
 }
 

@@ -21,7 +21,7 @@ cudaError_t launch(void (*kernel)(T), int64_t blocks, T argument, void* stream) 
                           static_cast<cudaStream_t>(stream));
 }
 
-template <class T>
+template <class T, class P>
 __global__ void __launch_bounds__(THREADS) append_token(const __grid_constant__ Append append) {
   const int64_t row = blockIdx.x / append.tokens, token = blockIdx.x % append.tokens;
   if (!append.real(row, token)) return;
@@ -34,12 +34,15 @@ __global__ void __launch_bounds__(THREADS) append_token(const __grid_constant__ 
     float sine = 0.f, cosine = 0.f;
     if (unit < append.pairs) sincosf(append.angle(position, unit), &sine, &cosine);
     const T* key = static_cast<const T*>(append.keys.tokens) + append.keys.of_tokens.at(row, token, head);
-    T* key_to = static_cast<T*>(append.keys.pages) + append.keys.of_pages.at(page, head, slot);
-    move_unit(append, unit, key, append.keys.of_tokens.of[3], key_to, append.keys.of_pages.of[3], true, cosine, sine);
+    P* key_to = static_cast<P*>(append.keys.pages) + append.keys.of_pages.at(page, head, slot);
+    const float* key_scale = append.keys.scales == nullptr ? nullptr : append.keys.scales + head;
+    move_unit(append, unit, key, append.keys.of_tokens.of[3], key_to, append.keys.of_pages.of[3], key_scale, true,
+              cosine, sine);
     const T* value = static_cast<const T*>(append.values.tokens) + append.values.of_tokens.at(row, token, head);
-    T* value_to = static_cast<T*>(append.values.pages) + append.values.of_pages.at(page, head, slot);
-    move_unit(append, unit, value, append.values.of_tokens.of[3], value_to, append.values.of_pages.of[3], false, 0.f,
-              0.f);
+    P* value_to = static_cast<P*>(append.values.pages) + append.values.of_pages.at(page, head, slot);
+    const float* value_scale = append.values.scales == nullptr ? nullptr : append.values.scales + head;
+    move_unit(append, unit, value, append.values.of_tokens.of[3], value_to, append.values.of_pages.of[3], value_scale,
+              false, 0.f, 0.f);
   }
 }
 
@@ -56,17 +59,28 @@ __global__ void __launch_bounds__(THREADS) fork_page(const __grid_constant__ For
   }
 }
 
-}  // namespace
-
-int page_append_launch(const Append& append, Element element, void* stream) {
-  const auto kernel = element == Element::float32    ? append_token<float>
-                      : element == Element::bfloat16 ? append_token<__nv_bfloat16>
-                                                     : append_token<__half>;
-  return launch(kernel, append.rows * append.tokens, append, stream);
+template <class T>
+cudaError_t append_by(const Append& append, bool eight_bits, void* stream) {
+  return launch(eight_bits ? append_token<T, E4M3> : append_token<T, T>, append.rows * append.tokens, append, stream);
 }
 
-int page_fork_launch(const Fork& fork, Element element, void* stream) {
-  const auto kernel = element == Element::float32 ? fork_page<uint32_t> : fork_page<uint16_t>;
+}  // namespace
+
+int page_append_launch(const Append& append, Element element, bool eight_bits, void* stream) {
+  switch (element) {
+    case Element::float32:
+      return append_by<float>(append, eight_bits, stream);
+    case Element::bfloat16:
+      return append_by<__nv_bfloat16>(append, eight_bits, stream);
+    default:
+      return append_by<__half>(append, eight_bits, stream);
+  }
+}
+
+int page_fork_launch(const Fork& fork, int64_t element_size, void* stream) {
+  const auto kernel = element_size == 1   ? fork_page<uint8_t>
+                      : element_size == 2 ? fork_page<uint16_t>
+                                          : fork_page<uint32_t>;
   return launch(kernel, fork.copies * fork.heads, fork, stream);
 }
 

@@ -2,10 +2,47 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "portable.h"
 
 namespace fastspeech {
+
+// A number as float8_e4m3fn: sign, four bits of exponent of bias 7, three of mantissa (Micikevicius et al. 2022). The
+// largest is 448; there is no infinity, and 0x7f is the only NaN beside its negative.
+struct E4M3 {
+  uint8_t bits;
+
+  // The nearest number, of two equally near the even one; of what is beyond 448, that of 448.
+  PORTABLE explicit E4M3(float x) {
+    uint32_t whole;
+    std::memcpy(&whole, &x, sizeof whole);
+    const uint8_t sign = whole >> 24 & 0x80;
+    float size = x < 0.0f ? -x : x;
+    size = size < 448.0f ? size : 448.0f;
+    if (size < 0.015625f) {
+      // Below 2^-6 the numbers are 2^-9 apart, as they are from 2^14 on in float: to add that rounds to them.
+      size += 16384.0f;
+      std::memcpy(&whole, &size, sizeof whole);
+      whole -= 0x46800000;
+    } else {
+      std::memcpy(&whole, &size, sizeof whole);
+      whole = ((whole + 0x7ffff + (whole >> 20 & 1)) >> 20) - (120 << 3);
+    }
+    bits = x == x ? sign | static_cast<uint8_t>(whole) : 0x7f;
+  }
+
+  PORTABLE explicit operator float() const {
+    // As bits of a float, whose bias is 127. Below 2^-6 a one stands before the mantissa that must go again.
+    const uint32_t size = bits & 0x7f;
+    const bool small = size < 8;
+    const uint32_t whole = size == 0x7f ? 0x7fc00000 : (size << 20) + ((small ? 121u : 120u) << 23);
+    float number;
+    std::memcpy(&number, &whole, sizeof number);
+    number -= small ? 0x1p-6f : 0.0f;
+    return bits & 0x80 ? -number : number;
+  }
+};
 
 // Strides of a tensor of four axes, in elements.
 struct Strides {
@@ -19,6 +56,7 @@ struct Side {
   const void* tokens;
   void* pages;
   Strides of_tokens, of_pages;
+  const float* scales;  // (heads), which what is stored is divided by; or null
 };
 
 // Where the positions of rows lie in pages, and how they turn the heads of their tokens.
@@ -56,24 +94,39 @@ struct Append : Places {
   }
 };
 
-// Write one unit of a head of a token: `from` and `to` are the head's dims, cosine and sine the turn of keys' pairs.
+template <class P, class T>
+struct Store {
+  PORTABLE static P of(T value) { return P(static_cast<float>(value)); }
+};
+
+// A number that stays what it is must not pass through another type.
 template <class T>
-PORTABLE inline void move_unit(const Append& append, int64_t unit, const T* from, int64_t from_dim, T* to,
-                               int64_t to_dim, bool turned, float cosine, float sine) {
+struct Store<T, T> {
+  PORTABLE static T of(T value) { return value; }
+};
+
+// Write one unit of a head of a token: `from` and `to` are the head's dims, `scale` its scale or null, cosine and sine the
+// turn of keys' pairs.
+template <class T, class P>
+PORTABLE inline void move_unit(const Append& append, int64_t unit, const T* from, int64_t from_dim, P* to,
+                               int64_t to_dim, const float* scale, bool turned, float cosine, float sine) {
+  const auto put = [&](int64_t d, auto value) {
+    to[d * to_dim] = scale == nullptr ? Store<P, decltype(value)>::of(value) : P(static_cast<float>(value) / *scale);
+  };
   const int64_t first = append.first(unit);
   if (unit >= append.pairs) {
-    to[first * to_dim] = from[first * from_dim];
+    put(first, from[first * from_dim]);
     return;
   }
   const int64_t second = append.second(unit);
   const T a = from[first * from_dim], b = from[second * from_dim];
   if (turned) {
     const float x = static_cast<float>(a), y = static_cast<float>(b);
-    to[first * to_dim] = static_cast<T>(x * cosine - y * sine);
-    to[second * to_dim] = static_cast<T>(y * cosine + x * sine);
+    put(first, x * cosine - y * sine);
+    put(second, y * cosine + x * sine);
   } else {
-    to[first * to_dim] = a;
-    to[second * to_dim] = b;
+    put(first, a);
+    put(second, b);
   }
 }
 

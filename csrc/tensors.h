@@ -45,17 +45,19 @@ inline Places places_of(const Tensor& tokens, const Tensor& pages, const std::op
   };
 }
 
-inline Side side_of(const Tensor& tokens, const Tensor& pages) {
-  return {tokens.const_data_ptr(), pages.mutable_data_ptr(), strides_of(tokens), strides_of(pages)};
+inline Side side_of(const Tensor& tokens, const Tensor& pages, const std::optional<Tensor>& scales) {
+  return {tokens.const_data_ptr(), pages.mutable_data_ptr(), strides_of(tokens), strides_of(pages),
+          data_of<float>(scales)};
 }
 
 inline Append append_of(const Tensor& keys, const Tensor& values, const Tensor& key_pages, const Tensor& value_pages,
                         const std::optional<Tensor>& table, const Tensor& positions,
-                        const std::optional<Tensor>& counts, const std::optional<Tensor>& inv_freq, bool interleaved) {
+                        const std::optional<Tensor>& counts, const std::optional<Tensor>& inv_freq, bool interleaved,
+                        const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales) {
   return {
       places_of(keys, key_pages, table, positions, inv_freq, interleaved),
-      side_of(keys, key_pages),
-      side_of(values, value_pages),
+      side_of(keys, key_pages, key_scales),
+      side_of(values, value_pages, value_scales),
       data_of<int64_t>(counts),
   };
 }

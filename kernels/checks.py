@@ -48,6 +48,22 @@ def pages(key_pages: Tensor, value_pages: Tensor) -> None:
         raise ValueError(f"key_pages must not be empty, got {tuple(key_pages.shape)}")
 
 
+def stored(pages: Tensor, x: Tensor, **scales: Tensor | None) -> None:
+    """How pages hold what is in x's dtype: in that or as float8_e4m3fn, and over scales (kv_heads,), float32 or in x's
+    dtype, or None."""
+    if pages.dtype not in (x.dtype, torch.float8_e4m3fn) or pages.device != x.device:
+        raise ValueError(f"pages must be {x.dtype} or float8_e4m3fn on {x.device}, got {pages.dtype} on {pages.device}")
+    for name, scale in scales.items():
+        if scale is None:
+            continue
+        if tuple(scale.shape) != (pages.shape[1],) or scale.device != x.device:
+            raise ValueError(
+                f"{name} must be ({pages.shape[1]},) on {x.device}, got {tuple(scale.shape)} on {scale.device}"
+            )
+        if scale.dtype not in (torch.float32, x.dtype):
+            raise TypeError(f"{name} must be float32 or {x.dtype}, got {scale.dtype}")
+
+
 def rows_of_pages(table: Tensor | None, positions: Tensor, rows: int, pages: Tensor) -> None:
     """Where rows stand and which pages they own: positions (rows,) int64, table (rows, columns) int32 or None."""
     if positions.dtype != torch.int64:

@@ -31,4 +31,4 @@ def unit(*tensors: Tensor) -> int:
     they follow from. Left to itself Triton looks at each stride, and compiles for what it finds.
     """
     strides = (pair for t in tensors for pair in zip(t.shape[:-1], t.stride()[:-1], strict=True))
-    return math.gcd(16 // tensors[0].element_size(), *(stride for size, stride in strides if size > 1))
+    return math.gcd(16 // min(t.element_size() for t in tensors), *(stride for size, stride in strides if size > 1))

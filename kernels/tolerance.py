@@ -52,7 +52,8 @@ class Verdict:
 def judge(result: Tensor, plain: Tensor, oracle: Tensor, tolerance: Tolerance = RULE) -> Verdict:
     """Compare `result` with the float64 `oracle`, given what the reference in the same dtype (`plain`) makes of it.
 
-    A result that is not finite where the oracle is has infinite error.
+    A result that is not finite where the oracle is has infinite error. Of numbers of eight bits it is the error beyond
+    that of the nearest such number which counts, and the floor is float32's, in which they are computed.
     """
     if result.shape != oracle.shape:
         raise AssertionError(f"shape {tuple(result.shape)} where the reference gives {tuple(oracle.shape)}")
@@ -60,8 +61,12 @@ def judge(result: Tensor, plain: Tensor, oracle: Tensor, tolerance: Tolerance = 
     wanted = oracle[finite]
     if wanted.numel() == 0:
         return Verdict(0.0, 0.0)
-    error = (result.double()[finite] - wanted).abs()
-    own = (plain.double()[finite] - wanted).abs().max().item()
-    ulp = torch.finfo(result.dtype).eps * wanted.abs().max().item()
+    precision, rounding = result.dtype, torch.zeros_like(wanted)
+    if result.element_size() == 1:
+        wanted = wanted.clamp(torch.finfo(result.dtype).min, torch.finfo(result.dtype).max)
+        precision, rounding = torch.float32, (wanted.to(result.dtype).double() - wanted).abs()
+    error = (result.double()[finite] - wanted).abs() - rounding
+    own = ((plain.double()[finite] - wanted).abs() - rounding).max().item()
+    ulp = torch.finfo(precision).eps * wanted.abs().max().item()
     worst = error.max().item() if error.isfinite().all() else float("inf")
     return Verdict(worst, tolerance.factor * own + tolerance.floor_ulps * ulp)

@@ -1,7 +1,7 @@
 """What every implementation of every op is held to, from the op's record alone.
 
-    [TRITON_INTERPRET=1] python -m fastspeech.kernels.verify [--backend triton] [--op NAME] [--check NAME]
-        [--case NAME] [--dtype NAME] [--device cuda] [--json]
+[TRITON_INTERPRET=1] python -m fastspeech.kernels.verify [--backend triton] [--op NAME] [--check NAME]
+    [--case NAME] [--dtype NAME] [--device cuda] [--json]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fastspeech.kernels import dispatch, guard
+from fastspeech.kernels import dispatch, gradients, guard
 from fastspeech.kernels.op import OPS
 from fastspeech.kernels.spec import Case, OpSpec, all_specs, load_spec
 from fastspeech.kernels.tolerance import Verdict, judge
@@ -77,7 +77,7 @@ class Subject:
         """The outputs with 0 in place of elements that the op leaves unspecified."""
         hidden = self.padding(inputs)
         masks = [hidden.get(f"output.{index}", hidden.get("output")) for index in range(len(outputs))]
-        return tuple(o if m is None else o.masked_fill(m, 0) for o, m in zip(outputs, masks, strict=True))
+        return tuple(o if m is None else _filled(o, m, 0.0) for o, m in zip(outputs, masks, strict=True))
 
     def padding(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The record's masks of what must not matter, on the subject's device."""
@@ -94,7 +94,7 @@ class Subject:
         assert len(outputs) == len(oracles), f"{len(outputs)} outputs where the reference gives {len(oracles)}"
         for name, got, oracle in zip(OPS[self.spec.name].mutates, outputs, oracles, strict=False):
             left = (oracle == exact[name])[rows]
-            assert torch.equal(got[left], inputs[name][rows][left]), f"{name} is changed where it is to be left"
+            assert _equal(got[left], inputs[name][rows][left]), f"{name} is changed where it is to be left"
         rules = self.spec.tolerance if isinstance(self.spec.tolerance, tuple) else (self.spec.tolerance,) * len(oracles)
         for index, (got, plain, oracle) in enumerate(zip(outputs, plains, oracles, strict=True)):
             assert got.dtype == plain.dtype, f"output {index} is {got.dtype}, the reference's {plain.dtype}"
@@ -107,13 +107,23 @@ class Subject:
             assert verdict.ok, f"output {index} errs by {verdict.error:.3g}, allowed {verdict.allowed:.3g}"
 
 
+def _filled(tensor: Tensor, mask: Tensor, value: float) -> Tensor:
+    """`masked_fill`, which PyTorch does not have for numbers of eight bits."""
+    return torch.where(mask, torch.full_like(tensor, value), tensor)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """`torch.equal`, which PyTorch does not have for numbers of eight bits."""
+    return a.shape == b.shape and bool((a == b).all())
+
+
 def _floats(inputs: Inputs) -> dict[str, Tensor]:
     return {name: v for name, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
 
 
 def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...], what: str) -> None:
     for index, (a, b) in enumerate(zip(first, second, strict=True)):
-        assert torch.equal(a, b), f"output {index} {what} (by up to {(a.double() - b.double()).abs().max():.3g})"
+        assert _equal(a, b), f"output {index} {what} (by up to {(a.double() - b.double()).abs().max():.3g})"
 
 
 def parity(subject: Subject) -> None:
@@ -173,7 +183,7 @@ def padding(subject: Subject) -> None:
     """What lies behind a row's length changes no bit of what is specified, be it NaN."""
     inputs = subject.inputs()
     masks = subject.padding(inputs)
-    poisoned = {name: v.masked_fill(masks[name], float("nan")) for name, v in _floats(inputs).items() if name in masks}
+    poisoned = {name: _filled(v, masks[name], float("nan")) for name, v in _floats(inputs).items() if name in masks}
     outputs = subject.specified(subject.run({**inputs, **poisoned}), inputs)
     _same(outputs, subject.clean, "depends on the padding")
 
@@ -185,7 +195,7 @@ def rows(subject: Subject) -> None:
     for row in range(len(next(iter(batched.values())))):
         mine = {**inputs, **{name: v[row : row + 1] for name, v in batched.items()}}
         alone = subject.specified(subject.run(mine), mine)
-        if not all(torch.equal(a, o[row : row + 1]) for a, o in zip(alone, subject.clean, strict=True)):
+        if not all(_equal(a, o[row : row + 1]) for a, o in zip(alone, subject.clean, strict=True)):
             subject.judge(alone, inputs, slice(row, row + 1))
         loud = {name: torch.full_like(v, float("nan")) for name, v in _floats(batched).items()}
         for name, v in loud.items():
@@ -210,7 +220,7 @@ def operands(subject: Subject) -> None:
         else:
             continue
         after = subject.specified(subject.run(changed), changed)
-        assert any(not torch.equal(a, b) for a, b in zip(subject.clean, after, strict=True)), f"{name} has no effect"
+        assert any(not _equal(a, b) for a, b in zip(subject.clean, after, strict=True)), f"{name} has no effect"
         if isinstance(value, Tensor):
             subject.judge(after, changed)
 
@@ -221,7 +231,7 @@ def repeats(subject: Subject) -> None:
     for _ in range(5 if subject.device == "cuda" else 1):
         _same(subject.specified(subject.run(inputs), inputs), subject.clean, "differs from one call to the next")
     for name, v in subject.inputs().items():
-        assert not isinstance(v, Tensor) or torch.equal(inputs[name], v), f"{name} was changed"
+        assert not isinstance(v, Tensor) or _equal(inputs[name], v), f"{name} was changed"
 
 
 def graph(subject: Subject) -> None:
@@ -242,12 +252,17 @@ def graph(subject: Subject) -> None:
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
-    check.__name__: check for check in (parity, layouts, bounds, padding, rows, operands, repeats, graph)
+    check.__name__: check
+    for check in (
+        *(parity, layouts, bounds, padding, rows, operands, repeats, graph),
+        *(gradients.gradients, gradients.gradient_bounds),
+    )
 }
 
 
 def plan(spec: OpSpec, backend: str, device: str = "cpu", seed: int = 0) -> Iterator[tuple[str, Subject]]:
-    """The checks that an op is put to, if it has that backend: parity in each dtype, the others in its first.
+    """The checks that an op is put to, if it has that backend: parity, and gradients where their kernel is fused, in
+    each dtype, the others in its first.
 
     The cases of released models take a GPU. On the CPU the reference is its own measure, and allocates as it likes.
     """
@@ -259,6 +274,8 @@ def plan(spec: OpSpec, backend: str, device: str = "cpu", seed: int = 0) -> Iter
         for dtype in spec.dtypes:
             subject = Subject(spec, case, dtype, backend, device, seed)
             yield "parity", subject
+            if gradients.fused(subject) is not None:
+                yield "gradients", subject
             if dtype == spec.dtypes[0]:
                 yield from ((check, subject) for check in _applicable(subject))
 
@@ -276,6 +293,8 @@ def _applicable(subject: Subject) -> list[str]:
         checks.append("operands")
     if subject.device == "cuda":
         checks.append("graph")
+    if gradients.fused(subject) is not None:
+        checks.append("gradient_bounds")
     return checks
 
 

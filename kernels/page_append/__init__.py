@@ -37,6 +37,8 @@ def page_append(
     counts: Tensor | None = None,
     inv_freq: Tensor | None = None,
     interleaved: bool = False,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> None:
     """Write new keys and values into the pages of their rows, the keys rotated by their positions (Su et al. 2021).
 
@@ -45,9 +47,13 @@ def page_append(
     Pair m of a key, at dims (2m, 2m + 1) where interleaved and (m, pairs + m) where not, is turned by the angle
     position * inv_freq[m]; the dims behind 2 * pairs stay as they are. Angles, cosines and sines are float32.
 
+    Pages may be float8_e4m3fn: what is stored is the nearest such number to the value over its head's scale, of two
+    equally near the even one, and of what is beyond 448 that of 448 (Micikevicius et al. 2022).
+
     Args:
         keys, values: (rows, tokens, kv_heads, head_dim), any strides.
-        key_pages, value_pages: (pages, kv_heads, page_size, head_dim), any strides; written into.
+        key_pages, value_pages: (pages, kv_heads, page_size, head_dim), any strides, in the dtype of keys or
+            float8_e4m3fn; written into.
         table: (rows, columns) int32, the pages of each row; entries that no new token falls into may hold anything.
             None where row r owns page r alone.
         positions: (rows,) int64, the position of each row's first new token; of a row where it is negative nothing
@@ -56,6 +62,8 @@ def page_append(
         inv_freq: (pairs,), float32 or the dtype of keys, 2 * pairs <= head_dim; None where the keys are not rotated
             here.
         interleaved: which dims make a pair.
+        key_scales, value_scales: (kv_heads,), float32 or the dtype of keys, positive; what a head's keys or values are
+            divided by. None for 1.
 
     No two new tokens may fall into the same slot of the same page, nor a new token into a page that is not there.
 
@@ -71,11 +79,24 @@ def page_append(
     checks.shape(
         "key_pages", key_pages, (pages, kv_heads, page_size, head_dim), "(pages, kv_heads, page_size, head_dim)"
     )
-    checks.floating(keys=keys, values=values, key_pages=key_pages)
+    checks.floating(keys=keys, values=values)
+    checks.stored(key_pages, keys, key_scales=key_scales, value_scales=value_scales)
     checks.rows_of_pages(table, positions, rows, key_pages)
     checks.lengths(counts, rows, keys.device)
     checks.rotation(inv_freq, keys)
     slots = page_size * (1 if table is None else table.shape[1])
     if tokens > slots:
         raise ValueError(f"{tokens} new tokens do not fit the {slots} slots of a row")
-    return _op(keys, values, key_pages, value_pages, table, positions, counts, inv_freq, interleaved)
+    return _op(
+        keys,
+        values,
+        key_pages,
+        value_pages,
+        table,
+        positions,
+        counts,
+        inv_freq,
+        interleaved,
+        key_scales,
+        value_scales,
+    )

@@ -16,6 +16,8 @@ def launch(
     counts: Tensor | None,
     inv_freq: Tensor | None,
     interleaved: bool,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
 ) -> None:
     torch.ops.fastspeech_csrc.page_append(
         keys,
@@ -27,4 +29,6 @@ def launch(
         None if counts is None else counts.long().contiguous(),
         None if inv_freq is None else inv_freq.float().contiguous(),
         interleaved,
+        None if key_scales is None else key_scales.float().contiguous(),
+        None if value_scales is None else value_scales.float().contiguous(),
     )

@@ -16,6 +16,8 @@ def page_append(
     counts: Tensor | None,
     inv_freq: Tensor | None,
     interleaved: bool,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
 ) -> None:
     rows, tokens = keys.shape[:2]
     if rows * tokens == 0:
@@ -37,5 +39,17 @@ def page_append(
     real = real.flatten()
     token = torch.where(real, torch.arange(rows * tokens, device=keys.device), real.int().argmax())
     page, slot = page.flatten()[token], (at % page_size).flatten()[token]
-    for new, old in ((keys, key_pages), (values, value_pages)):
-        old[page, :, slot] = torch.where(real.any(), new.flatten(0, 1)[token], old[page, :, slot])
+    for new, old, scales in ((keys, key_pages, key_scales), (values, value_pages, value_scales)):
+        stored = _as_stored(new.flatten(0, 1)[token], old.dtype, scales)
+        old[page, :, slot] = torch.where(real.any(), stored, old[page, :, slot])
+
+
+def _as_stored(x: Tensor, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
+    """x (..., kv_heads, head_dim) over the scales of its heads, as a page holds it."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    if scales is not None:
+        x = x.to(exact) / scales.to(exact)[:, None]
+    if dtype == torch.float8_e4m3fn:
+        most = torch.finfo(dtype).max
+        x = x.to(exact).clamp(-most, most)
+    return x.to(dtype)

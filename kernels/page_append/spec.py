@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastspeech.kernels.page_append import page_append
-from fastspeech.kernels.spec import Case, Cost, OpSpec
+from fastspeech.kernels.paging import Maker, case, vary
+from fastspeech.kernels.spec import Cost, OpSpec
 from fastspeech.kernels.tolerance import EXACT, RULE
 
 
@@ -26,26 +27,24 @@ def _inputs(
     counts: tuple[int, ...] | None = None,
     pairs: int = 0,
     interleaved: bool = False,
+    float8: bool = False,
 ) -> dict[str, Any]:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    pages, table = batch, None
-    if columns:
-        # Pages in no order, the first and the last one nobody's.
-        pages = batch * columns + 2
-        table = (torch.randperm(batch * columns, generator=generator) + 1).to(torch.int32).view(batch, columns)
+    made = Maker(dtype, generator)
+    pages, table = made.tables(batch, columns)
     # Slices of one packed projection, as a model has them.
-    keys, values = normal(batch, tokens, 2, heads, head_dim).unbind(2)
+    both = made.normal(batch, tokens, 2, heads, head_dim)
+    if float8:
+        # From what is stored as 0 to what is beyond the largest number.
+        both *= 10.0 ** torch.randint(-4, 3, both.shape, generator=generator)
+    keys, values = both.unbind(2)
     return {
         "keys": keys,
         "values": values,
-        "key_pages": normal(pages, heads, page_size, head_dim),
-        "value_pages": normal(pages, heads, page_size, head_dim),
+        **made.pages(pages, heads, page_size, head_dim, float8),
         "table": table,
         "positions": torch.tensor(positions),
         "counts": None if counts is None else torch.tensor(counts),
-        "inv_freq": (10000.0 ** -(torch.arange(pairs, dtype=torch.float64) / pairs)).to(dtype) if pairs else None,
+        "inv_freq": made.inv_freq(pairs),
         "interleaved": interleaved,
     }
 
@@ -74,29 +73,22 @@ def _cost(
     counts: tuple[int, ...] | None = None,
     pairs: int = 0,
     interleaved: bool = False,
+    float8: bool = False,
 ) -> Cost:
     real = sum(n for n, p in zip(counts or (tokens,) * batch, positions, strict=True) if p >= 0)
     # A rotated pair is 6 flops, its angle one.
-    return Cost(bytes=itemsize * 4 * real * heads * head_dim, flops=real * pairs * (6 * heads + 1))
+    moved = 2 * real * heads * head_dim
+    return Cost(bytes=moved * (itemsize + (1 if float8 else itemsize)), flops=real * pairs * (6 * heads + 1))
 
 
 def _vary(shape: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
-    varied = {**shape, "batch": shape["batch"] + rows}
-    if shape.get("columns"):
-        varied["columns"] = shape["columns"] + abs(length)
-    else:
-        varied["page_size"] = shape["page_size"] + length
+    varied = vary(shape, rows, length)
     # A prompt is of any length, a step of so many tokens.
     if shape["tokens"] > 8:
         varied["tokens"] = shape["tokens"] + length
     if shape.get("counts"):
         varied["counts"] = (1,) * varied["batch"]
-    return {**varied, "positions": (7,) * varied["batch"]}
-
-
-def _case(name: str, kind: Any, tokens: int, heads: int, head_dim: int, page_size: int, *at: int, **rest: Any) -> Case:
-    sizes = {"tokens": tokens, "heads": heads, "head_dim": head_dim, "page_size": page_size}
-    return Case(name, kind, {"batch": len(at), **sizes, "positions": at, **rest})
+    return varied
 
 
 SPEC = OpSpec(
@@ -105,23 +97,26 @@ SPEC = OpSpec(
     call=page_append,
     inputs=_inputs,
     cases=(
-        _case("ring", "ordinary", 2, 2, 16, 16, 5, 14, 31, pairs=8),
-        _case("pages", "ordinary", 3, 2, 16, 16, 15, 40, columns=3, pairs=8),
-        _case("ragged prefill", "ordinary", 9, 2, 16, 4, 1, 7, columns=4, counts=(9, 5), pairs=4, interleaved=True),
-        _case("moves only", "ordinary", 4, 3, 24, 48, 1, 90),
-        _case("head of 36", "odd", 5, 3, 36, 11, 37, 6, 110, columns=3, pairs=16, interleaved=True, counts=(5, 1, 4)),
-        _case("head of 9", "odd", 3, 5, 9, 7, 12, 4, pairs=4, interleaved=True),
-        _case("a prompt of 37", "odd", 37, 1, 20, 5, 9, columns=9, pairs=7),
-        _case("idle rows", "edge", 2, 2, 16, 16, -1, 6, -1, pairs=8),
-        _case("all rows idle", "edge", 1, 2, 16, 16, -1, -3, columns=2, pairs=8),
-        _case("a row without tokens", "edge", 3, 2, 16, 8, 0, 9, -1, counts=(3, 0, 2), columns=2),
-        _case("a whole ring at once", "edge", 16, 1, 8, 16, 23, 0, pairs=4),
-        _case("two hours in", "edge", 1, 2, 16, 16, 90000, 90001, pairs=8),
-        _case("one token, one slot", "edge", 1, 1, 1, 1, 5),
+        case("ring", "ordinary", 2, 2, 16, 16, 5, 14, 31, pairs=8),
+        case("pages", "ordinary", 3, 2, 16, 16, 15, 40, columns=3, pairs=8),
+        case("ragged prefill", "ordinary", 9, 2, 16, 4, 1, 7, columns=4, counts=(9, 5), pairs=4, interleaved=True),
+        case("moves only", "ordinary", 4, 3, 24, 48, 1, 90),
+        case("pages of 8 bits", "ordinary", 3, 3, 16, 16, 15, 40, columns=3, pairs=6, float8=True),
+        case("head of 36", "odd", 5, 3, 36, 11, 37, 6, 110, columns=3, pairs=16, interleaved=True, counts=(5, 1, 4)),
+        case("head of 9", "odd", 3, 5, 9, 7, 12, 4, pairs=4, interleaved=True),
+        case("a prompt of 37", "odd", 37, 1, 20, 5, 9, columns=9, pairs=7),
+        case("8 bits, head of 9", "odd", 2, 5, 9, 7, 12, 4, -1, pairs=4, interleaved=True, float8=True),
+        case("idle rows", "edge", 2, 2, 16, 16, -1, 6, -1, pairs=8),
+        case("all rows idle", "edge", 1, 2, 16, 16, -1, -3, columns=2, pairs=8),
+        case("a row without tokens", "edge", 3, 2, 16, 8, 0, 9, -1, counts=(3, 0, 2), columns=2),
+        case("a whole ring at once", "edge", 16, 1, 8, 16, 23, 0, pairs=4),
+        case("two hours in", "edge", 1, 2, 16, 16, 90000, 90001, pairs=8),
+        case("one token, one slot", "edge", 1, 1, 1, 1, 5),
         # Kyutai's 2.6B at 64 streams on rings of its window, Mimi's two latents a frame, a prompt for pages of 16.
-        _case("kyutai 64 streams", "model", 1, 32, 64, 384, *range(100, 740, 10), pairs=32, interleaved=True),
-        _case("mimi 64 streams", "model", 2, 8, 64, 256, *range(0, 640, 10), pairs=32),
-        _case("moonshine prompt", "model", 60, 8, 52, 16, *((0,) * 8), columns=12, pairs=23, interleaved=True),
+        case("kyutai 64 streams", "model", 1, 32, 64, 384, *range(100, 740, 10), pairs=32, interleaved=True),
+        case("mimi 64 streams", "model", 2, 8, 64, 256, *range(0, 640, 10), pairs=32),
+        case("moonshine prompt", "model", 60, 8, 52, 16, *((0,) * 8), columns=12, pairs=23, interleaved=True),
+        case("8 bits, 64 rows", "model", 1, 8, 64, 16, *range(0, 192, 3), columns=12, pairs=32, float8=True),
     ),
     cost=_cost,
     padding=_padding,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastspeech.kernels.float8 import as_bytes, narrowed
 from fastspeech.kernels.launch import on_device_of, unit
 from fastspeech.kernels.rotation import partner, turns
 
@@ -20,6 +21,16 @@ TILE = 1024
 """Values of keys, and of values, that a program moves."""
 
 DYNAMIC = ["tokens", "columns", "page_size", "k_row", "v_row", "key_page", "key_head", "value_page", "value_head"]
+
+
+@triton.jit
+def _as_stored(x, pages, scales, head, HEADS: tl.constexpr):
+    """x over the scales of its heads, as the pages hold it."""
+    if scales is not None:
+        x = tl.div_rn(x.to(tl.float32), tl.load(scales + head, mask=head < HEADS, other=1.0).to(tl.float32))
+    if pages.dtype.element_ty == tl.uint8:
+        return narrowed(x.to(tl.float32))
+    return x.to(pages.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=DYNAMIC)
@@ -32,6 +43,8 @@ def _page_append(
     positions,
     counts,
     inv_freq,
+    key_scales,
+    value_scales,
     tokens,
     columns,
     page_size,
@@ -85,11 +98,13 @@ def _page_append(
             other = tl.load(own + beside * k_dim, mask=inside & (d < 2 * PAIRS), other=0.0)
             key = key.to(tl.float32) * cosine + other.to(tl.float32) * sine
         to = key_pages + (page * key_page + head * key_head + slot * key_slot) * UNIT
-        tl.store(to + d.to(tl.int64) * key_dim, key.to(key_pages.dtype.element_ty), mask=inside)
+        key = _as_stored(key, key_pages, key_scales, head, HEADS)
+        tl.store(to + d.to(tl.int64) * key_dim, key, mask=inside)
 
         own = values + (row * v_row + token.to(tl.int64) * v_token + head * v_head) * UNIT
         value = tl.load(own + d.to(tl.int64) * v_dim, mask=inside, other=0.0)
         to = value_pages + (page * value_page + head * value_head + slot * value_slot) * UNIT
+        value = _as_stored(value, value_pages, value_scales, head, HEADS)
         tl.store(to + d.to(tl.int64) * value_dim, value, mask=inside)
 
 
@@ -103,6 +118,8 @@ def launch(
     counts: Tensor | None,
     inv_freq: Tensor | None,
     interleaved: bool,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
 ) -> None:
     rows, tokens, heads, dim = keys.shape
     columns = 1 if table is None else table.shape[1]
@@ -116,12 +133,14 @@ def launch(
         _page_append[(rows * tokens * triton.cdiv(heads, block_h),)](
             keys,
             values,
-            key_pages,
-            value_pages,
+            as_bytes(key_pages),
+            as_bytes(value_pages),
             None if table is None else table.contiguous(),
             positions.contiguous(),
             None if counts is None else counts.contiguous(),
             None if inv_freq is None else inv_freq.contiguous(),
+            None if key_scales is None else key_scales.contiguous(),
+            None if value_scales is None else value_scales.contiguous(),
             tokens,
             columns,
             key_pages.shape[2],

@@ -14,7 +14,7 @@ from fastspeech.kernels.page_fork.reference import page_fork as _reference
 
 
 def _limits(key_pages: Tensor, *rest: Any) -> str | None:
-    return None if key_pages.element_size() in (2, 4) else f"{key_pages.dtype} is served by the reference"
+    return None if key_pages.element_size() in (1, 2, 4) else f"{key_pages.dtype} is served by the reference"
 
 
 _op = Op(

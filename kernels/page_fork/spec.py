@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastspeech.kernels.page_fork import page_fork
+from fastspeech.kernels.paging import Maker
 from fastspeech.kernels.spec import Case, Cost, OpSpec
 from fastspeech.kernels.tolerance import EXACT
 
@@ -23,12 +24,10 @@ def _inputs(
     sources: tuple[int, ...],
     targets: tuple[int, ...],
 ) -> dict[str, Any]:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
+    made = Maker(dtype, generator)
     return {
-        "key_pages": normal(pages, heads, page_size, head_dim),
-        "value_pages": normal(pages, heads, page_size, head_dim),
+        "key_pages": made.normal(pages, heads, page_size, head_dim),
+        "value_pages": made.normal(pages, heads, page_size, head_dim),
         "sources": torch.tensor(sources, dtype=torch.int64),
         "targets": torch.tensor(targets, dtype=torch.int64),
     }

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastspeech.kernels.float8 import as_bytes
 from fastspeech.kernels.launch import on_device_of, unit
 
 TILE = 2048
@@ -51,10 +52,10 @@ def _page_fork(
         d = tl.arange(0, BLOCK_D)[None, :]
         inside = (head < HEADS) & (d < DIM)
         at = (head * k_head + slot * k_slot) * UNIT + d.to(tl.int64) * k_dim
-        keys = tl.load(key_pages + source * k_page * UNIT + at, mask=inside, other=0.0)
+        keys = tl.load(key_pages + source * k_page * UNIT + at, mask=inside, other=0)
         tl.store(key_pages + target * k_page * UNIT + at, keys, mask=inside)
         at = (head * v_head + slot * v_slot) * UNIT + d.to(tl.int64) * v_dim
-        values = tl.load(value_pages + source * v_page * UNIT + at, mask=inside, other=0.0)
+        values = tl.load(value_pages + source * v_page * UNIT + at, mask=inside, other=0)
         tl.store(value_pages + target * v_page * UNIT + at, values, mask=inside)
 
 
@@ -66,8 +67,8 @@ def launch(key_pages: Tensor, value_pages: Tensor, sources: Tensor, targets: Ten
     u = unit(key_pages, value_pages)
     with on_device_of(key_pages):
         _page_fork[(len(sources) * blocks,)](
-            key_pages,
-            value_pages,
+            as_bytes(key_pages),
+            as_bytes(value_pages),
             sources.contiguous(),
             targets.contiguous(),
             page_size,

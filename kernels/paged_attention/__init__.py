@@ -24,6 +24,8 @@ def _fake(
     causal: bool,
     window: int,
     scale: float,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
 ) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
@@ -61,6 +63,8 @@ def paged_attention(
     causal: bool = True,
     window: int = 0,
     scale: float | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
 ) -> Tensor:
     """Attention of each row's newest tokens over the pages of a cache (Kwon et al. 2023), to which `page_append` has
     added these tokens.
@@ -74,8 +78,9 @@ def paged_attention(
 
     Args:
         q: (rows, tokens, heads, head_dim), any strides, not rotated where inv_freq is given.
-        key_pages, value_pages: (pages, kv_heads, page_size, head_dim), any strides; each key/value head serves
-            heads // kv_heads consecutive heads. Slots that no query sees may hold anything, be it NaN.
+        key_pages, value_pages: (pages, kv_heads, page_size, head_dim), any strides, in the dtype of q or
+            float8_e4m3fn; each key/value head serves heads // kv_heads consecutive heads. Slots that no query sees may
+            hold anything, be it NaN.
         table: (rows, columns) int32, the pages of each row, which rows may share; entries of which no query sees a
             position may hold anything. None where row r owns page r alone.
         positions: (rows,) int64, the position of each row's first query; a row is idle where it is negative, or where
@@ -85,6 +90,8 @@ def paged_attention(
         causal: whether a query sees no later position.
         window: positions that a causal query sees at most, its own included; 0 for all.
         scale: factor of the scores, head_dim ** -0.5 where None.
+        key_scales, value_scales: (kv_heads,), float32 or the dtype of q; what a head's stored keys or values are
+            multiplied by. None for 1.
 
     Returns:
         (rows, tokens, heads, head_dim), contiguous, in q's dtype; an idle row and a query that sees no key give 0.
@@ -99,7 +106,8 @@ def paged_attention(
     checks.shape(
         "key_pages", key_pages, (pages, kv_heads, page_size, head_dim), "(pages, kv_heads, page_size, head_dim)"
     )
-    checks.floating(q=q, key_pages=key_pages)
+    checks.floating(q=q)
+    checks.stored(key_pages, q, key_scales=key_scales, value_scales=value_scales)
     if heads % kv_heads:
         raise ValueError(f"{kv_heads} key/value heads do not divide {heads} heads")
     checks.rows_of_pages(table, positions, rows, key_pages)
@@ -107,4 +115,17 @@ def paged_attention(
     if window < 0 or (window and not causal):
         raise ValueError(f"window must be 0, or positive with causal=True; got {window}")
     scale = head_dim**-0.5 if scale is None else scale
-    return _op(q, key_pages, value_pages, table, positions, inv_freq, interleaved, causal, window, scale)
+    return _op(
+        q,
+        key_pages,
+        value_pages,
+        table,
+        positions,
+        inv_freq,
+        interleaved,
+        causal,
+        window,
+        scale,
+        key_scales,
+        value_scales,
+    )

@@ -17,6 +17,8 @@ def launch(
     causal: bool,
     window: int,
     scale: float,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
 ) -> Tensor:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     torch.ops.fastspeech_csrc.paged_attention(
@@ -30,6 +32,8 @@ def launch(
         causal,
         window,
         scale,
+        None if key_scales is None else key_scales.float().contiguous(),
+        None if value_scales is None else value_scales.float().contiguous(),
         out,
     )
     return out

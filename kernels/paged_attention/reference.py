@@ -18,6 +18,8 @@ def paged_attention(
     causal: bool,
     window: int,
     scale: float,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
 ) -> Tensor:
     tokens, heads = q.shape[1:3]
     at = positions[:, None] + torch.arange(tokens, device=q.device)
@@ -29,7 +31,8 @@ def paged_attention(
     eager = q.device.type == "cpu" and not torch.compiler.is_compiling()
     if eager and len(positions):
         reach = max(1, min(slots, int(positions.max()) + tokens))
-    keys, values = (_of_rows(pages, table, reach) for pages in (key_pages, value_pages))
+    sides = ((key_pages, key_scales), (value_pages, value_scales))
+    keys, values = (_of_rows(pages, table, reach, q.dtype, scales) for pages, scales in sides)
     # What a slot holds is the row's last position that falls into it.
     last = positions[:, None] + tokens - 1
     held = last - (last - torch.arange(keys.shape[2], device=q.device)) % slots
@@ -58,9 +61,15 @@ def paged_attention(
     return out.unflatten(2, (tokens, group)).transpose(1, 2).flatten(2, 3).contiguous()
 
 
-def _of_rows(pages: Tensor, table: Tensor | None, reach: int) -> Tensor:
-    """The first `reach` slots of each row in a line, or up to a page more: (rows, kv_heads, slots, head_dim)."""
+def _of_rows(pages: Tensor, table: Tensor | None, reach: int, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
+    """What the first `reach` slots of each row stand for, in a line, or up to a page more: (rows, kv_heads, slots,
+    head_dim)."""
     if table is None:
-        return pages[:, :, :reach]
-    table = table[:, : -(-reach // pages.shape[2])]
-    return pages[table.clamp(0, len(pages) - 1)].transpose(1, 2).flatten(2, 3)
+        held = pages[:, :, :reach]
+    else:
+        table = table[:, : -(-reach // pages.shape[2])]
+        held = pages[table.clamp(0, len(pages) - 1)].transpose(1, 2).flatten(2, 3)
+    if scales is not None:
+        exact = torch.promote_types(dtype, torch.float32)
+        held = held.to(exact) * scales.to(exact)[:, None, None]
+    return held.to(dtype)

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastspeech.kernels.float8 import as_bytes, widened
 from fastspeech.kernels.launch import on_device_of, unit
 from fastspeech.kernels.rotation import partner, turns
 
@@ -38,6 +39,12 @@ DYNAMIC = [
 ]
 
 
+@triton.jit
+def _number(stored, DTYPE: tl.constexpr):
+    """What a page holds, as a number: float8_e4m3fn comes as bytes."""
+    return widened(stored).to(DTYPE) if stored.dtype == tl.uint8 else stored
+
+
 @triton.jit(do_not_specialize=DYNAMIC)
 def _paged_attention(
     q,
@@ -46,6 +53,8 @@ def _paged_attention(
     table,
     positions,
     inv_freq,
+    key_scales,
+    value_scales,
     out,
     sums_out,
     stats_out,
@@ -118,6 +127,8 @@ def _paged_attention(
         query = (query.to(tl.float32) * cosine + other.to(tl.float32) * sine).to(q.dtype.element_ty)
     query = tl.reshape(query, (M, BLOCK_D))
 
+    if key_scales is not None:
+        scale *= tl.load(key_scales + head).to(tl.float32)
     key_pages += head * k_head * UNIT
     value_pages += head * v_head * UNIT
     n = tl.arange(0, N)
@@ -141,8 +152,9 @@ def _paged_attention(
         keys = tl.load(
             key_pages + (page * k_page * UNIT + slot * K_SLOT)[:, None] + d.to(tl.int64) * k_dim,
             mask=lanes,
-            other=0.0,
+            other=0,
         )
+        keys = _number(keys, q.dtype.element_ty)
         if DOT:
             s = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         else:
@@ -162,8 +174,9 @@ def _paged_attention(
         values = tl.load(
             value_pages + (page * v_page * UNIT + slot * V_SLOT)[:, None] + d.to(tl.int64) * v_dim,
             mask=lanes,
-            other=0.0,
+            other=0,
         )
+        values = _number(values, q.dtype.element_ty)
         if DOT:
             sums = tl.dot(p.to(values.dtype), values, sums * fade, input_precision="ieee")
         else:
@@ -175,6 +188,8 @@ def _paged_attention(
         highest = top
         total = tl.sum(total * fade, 1, keep_dims=True)
         sums = tl.sum(sums * fade[:, :, None], 1)
+    if value_scales is not None:
+        sums *= tl.load(value_scales + head).to(tl.float32)
     token = first + m // G
     live = ((token < tokens) & (m % G < GROUP))[:, None]
     inside = live & (d < DIM)
@@ -242,6 +257,8 @@ def launch(
     causal: bool,
     window: int,
     scale: float,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
 ) -> Tensor:
     rows, tokens, heads, dim = q.shape
     _, kv_heads, page_size, _ = key_pages.shape
@@ -275,11 +292,13 @@ def launch(
     with on_device_of(q):
         _paged_attention[(programs * splits,)](
             q,
-            key_pages,
-            value_pages,
+            as_bytes(key_pages),
+            as_bytes(value_pages),
             None if table is None else table.contiguous(),
             positions.contiguous(),
             None if inv_freq is None else inv_freq.contiguous(),
+            None if key_scales is None else key_scales.contiguous(),
+            None if value_scales is None else value_scales.contiguous(),
             out,
             sums,
             stats,

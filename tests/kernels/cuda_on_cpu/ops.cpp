@@ -40,15 +40,16 @@ void residual_vq_cpu(const Tensor& latents, const Tensor& codebooks, const std::
 
 void page_append_cpu(const Tensor& keys, const Tensor& values, const Tensor& key_pages, const Tensor& value_pages,
                      const std::optional<Tensor>& table, const Tensor& positions, const std::optional<Tensor>& counts,
-                     const std::optional<Tensor>& inv_freq, bool interleaved) {
-  check(page_append_launch(
-      append_of(keys, values, key_pages, value_pages, table, positions, counts, inv_freq, interleaved),
-      element_of(keys), nullptr));
+                     const std::optional<Tensor>& inv_freq, bool interleaved, const std::optional<Tensor>& key_scales,
+                     const std::optional<Tensor>& value_scales) {
+  check(page_append_launch(append_of(keys, values, key_pages, value_pages, table, positions, counts, inv_freq,
+                                     interleaved, key_scales, value_scales),
+                           element_of(keys), key_pages.element_size() == 1, nullptr));
 }
 
 void page_fork_cpu(const Tensor& key_pages, const Tensor& value_pages, const Tensor& sources, const Tensor& targets) {
   for (const Tensor* pages : {&key_pages, &value_pages})
-    check(page_fork_launch(fork_of(*pages, sources, targets), element_of(*pages), nullptr));
+    check(page_fork_launch(fork_of(*pages, sources, targets), pages->element_size(), nullptr));
 }
 
 }  // namespace fastspeech
