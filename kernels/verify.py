@@ -1,7 +1,7 @@
 """What every implementation of every op is held to, from the op's record alone.
 
-[TRITON_INTERPRET=1] python -m fastspeech.kernels.verify [--backend triton] [--op NAME] [--check NAME]
-    [--case NAME] [--dtype NAME] [--device cuda] [--json]
+    [TRITON_INTERPRET=1] python -m fastspeech.kernels.verify [--backend triton] [--op NAME] [--check NAME]
+        [--case NAME] [--dtype NAME] [--device cuda] [--json]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fastspeech.kernels import dispatch, gradients, guard
+from fastspeech.kernels import dispatch, guard
 from fastspeech.kernels.op import OPS
 from fastspeech.kernels.spec import Case, OpSpec, all_specs, load_spec
 from fastspeech.kernels.tolerance import Verdict, judge
@@ -252,17 +252,12 @@ def graph(subject: Subject) -> None:
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
-    check.__name__: check
-    for check in (
-        *(parity, layouts, bounds, padding, rows, operands, repeats, graph),
-        *(gradients.gradients, gradients.gradient_bounds),
-    )
+    check.__name__: check for check in (parity, layouts, bounds, padding, rows, operands, repeats, graph)
 }
 
 
 def plan(spec: OpSpec, backend: str, device: str = "cpu", seed: int = 0) -> Iterator[tuple[str, Subject]]:
-    """The checks that an op is put to, if it has that backend: parity, and gradients where their kernel is fused, in
-    each dtype, the others in its first.
+    """The checks that an op is put to, if it has that backend: parity in each dtype, the others in its first.
 
     The cases of released models take a GPU. On the CPU the reference is its own measure, and allocates as it likes.
     """
@@ -274,8 +269,6 @@ def plan(spec: OpSpec, backend: str, device: str = "cpu", seed: int = 0) -> Iter
         for dtype in spec.dtypes:
             subject = Subject(spec, case, dtype, backend, device, seed)
             yield "parity", subject
-            if gradients.fused(subject) is not None:
-                yield "gradients", subject
             if dtype == spec.dtypes[0]:
                 yield from ((check, subject) for check in _applicable(subject))
 
@@ -293,8 +286,6 @@ def _applicable(subject: Subject) -> list[str]:
         checks.append("operands")
     if subject.device == "cuda":
         checks.append("graph")
-    if gradients.fused(subject) is not None:
-        checks.append("gradient_bounds")
     return checks
 
 
