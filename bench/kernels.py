@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -11,56 +12,55 @@ import torch
 from torch import Tensor
 
 from fastspeech.bench import record
+from fastspeech.bench.aims import OP_CASES
 from fastspeech.bench.ceilings import bound
 from fastspeech.bench.peers import PEERS
-from fastspeech.bench.timing import Function, graphed, interleaved
+from fastspeech.bench.plan import Plan, Row, Task
+from fastspeech.bench.timing import Function, Times, graphed, interleaved
 from fastspeech.kernels.dispatch import use_backend
 from fastspeech.kernels.op import OPS, Op
 from fastspeech.kernels.spec import Case, OpSpec, all_specs
+from fastspeech.kernels.tolerance import Tolerance
 from fastspeech.kernels.verify import Subject
 
 GRAPH_CALLS = 20
 
-Task = tuple[str, Callable[[], Iterator[dict[str, Any]]]]
+PEER = Tolerance(16.0, 64.0, "a peer need not be as exact as our kernels, but must compute the same")
 
 
-def tasks(
-    device: torch.device, ceilings: dict[str, Any], names: list[str], compiled: bool, budget_s: float
-) -> list[Task]:
-    """What there is to measure: the model cases of each op, in the dtype that models use on the device."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+def tasks(plan: Plan, ceilings: dict[str, Any]) -> list[Task]:
+    """What there is to measure, in the dtype that models use on the device: first the cases that have an aim, on a GPU,
+    then the model cases of each op."""
+    chosen = [spec for spec in all_specs() if plan.wants(spec.name)]
+    cases = [(spec, case) for spec in chosen for case in spec.cases if case.kind == "model"]
+    if plan.device.type == "cuda" or plan.rehearsal:
+        cases = [(spec, case) for spec in chosen for case in OP_CASES.get(spec.name, ())] + cases
     found: list[Task] = []
-    for spec in all_specs():
-        if names and spec.name not in names:
-            continue
-        chosen = dtype if dtype in spec.dtypes else spec.dtypes[0]
-        for case in spec.cases:
-            if case.kind == "model":
-                run = functools.partial(measure, spec, case, chosen, device, ceilings, compiled, budget_s)
-                found.append((f"{spec.name} {case.name}", run))
+    for spec, case in cases:
+        if plan.rehearsal:
+            small = next(c for c in spec.cases if c.kind == "ordinary")
+            case = dataclasses.replace(case, shape=small.shape)
+        dtype = plan.dtype if plan.dtype in spec.dtypes else spec.dtypes[0]
+        run = functools.partial(measure, spec, case, dtype, plan, ceilings)
+        found.append((f"{spec.name} {case.name}", run))
     return found
 
 
 def measure(
-    spec: OpSpec,
-    case: Case,
-    dtype: torch.dtype,
-    device: torch.device,
-    ceilings: dict[str, Any],
-    compiled: bool,
-    budget_s: float,
-) -> Iterator[dict[str, Any]]:
+    spec: OpSpec, case: Case, dtype: torch.dtype, plan: Plan, ceilings: dict[str, Any], compiled: bool | None = None
+) -> Iterator[Row]:
     """The rows of one case. A contender whose result is wrong gets a row with a fault and no time."""
-    subject = Subject(spec, case, dtype, "reference", str(device))
-    inputs = subject.inputs()
-    contenders = _contenders(spec, inputs, device, compiled)
+    gate = _Gate(spec, case, dtype, "reference", str(plan.device))
+    inputs = gate.inputs()
+    pristine = {name: v.clone() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+    contenders = _contenders(spec, inputs, plan.compiled if compiled is None else compiled)
     cost = spec.cost(dtype.itemsize, **case.shape)
-    least, binds = bound(ceilings, cost.bytes, cost.flops, subject.dtype_name)
+    least, binds = bound(ceilings, cost.bytes, cost.flops, gate.dtype_name)
     what = {
         "kind": "op",
         "name": spec.name,
         "case": case.name,
-        "dtype": subject.dtype_name,
+        "dtype": gate.dtype_name,
         "bytes": cost.bytes,
         "flops": cost.flops,
         "bound_s": least,
@@ -68,17 +68,19 @@ def measure(
     }
     able = {}
     for name, function in contenders.items():
-        fault = _fault(subject, inputs, function)
+        ours = name in ("triton", "cuda", "reference")
+        rule = spec if ours else dataclasses.replace(spec, tolerance=PEER)
+        fault = _fault(dataclasses.replace(gate, spec=rule), inputs, pristine, function)
         if fault:
-            yield {**what, "contender": name, "timing": "", "fault": fault}
+            yield {**what, "contender": name, "timing": "", "fault" if ours else "left_out": fault}
         else:
             able[name] = function
-    for timing, taken in _timings(able, device, budget_s).items():
+    for timing, taken in _timings(able, plan).items():
         for name, times in taken.items():
             yield record.row(times, **what, contender=name, timing=timing, bound_share=least / times.median)
 
 
-def _contenders(spec: OpSpec, inputs: dict[str, Any], device: torch.device, compiled: bool) -> dict[str, Function]:
+def _contenders(spec: OpSpec, inputs: dict[str, Any], compiled: bool) -> dict[str, Function]:
     def served(backend: str) -> Any:
         with use_backend(backend):
             return spec.call(**inputs)
@@ -90,7 +92,10 @@ def _contenders(spec: OpSpec, inputs: dict[str, Any], device: torch.device, comp
             contenders[implementation.name] = functools.partial(served, implementation.name)
     contenders["reference"] = functools.partial(served, "reference")
     if compiled:
-        contenders["compiled reference"] = functools.partial(torch.compile(op.reference), *_arguments(spec, inputs))
+        # Left to itself a second case of an op would be compiled for shapes that vary.
+        torch.compiler.reset()
+        graph = torch.compile(op.reference, dynamic=False)
+        contenders["compiled reference"] = functools.partial(graph, *_arguments(spec, inputs))
     for name, make in PEERS.get(spec.name, {}).items():
         peer = make(inputs)
         if peer is not None:
@@ -111,33 +116,50 @@ def _arguments(spec: OpSpec, inputs: dict[str, Any]) -> tuple[Any, ...]:
     return seen[0]
 
 
-def _fault(subject: Subject, inputs: dict[str, Any], function: Function) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Gate(Subject):
+    """Judges all contenders by one oracle."""
+
+    made: dict[bool, tuple[Tensor, ...]] = dataclasses.field(default_factory=dict, compare=False)
+
+    def run(self, inputs: Mapping[str, Any], backend: str | None = None) -> tuple[Tensor, ...]:
+        wide = any(isinstance(v, Tensor) and v.dtype == torch.float64 for v in inputs.values())
+        if wide not in self.made:
+            self.made[wide] = super().run(inputs, backend)
+        return self.made[wide]
+
+
+def _fault(gate: _Gate, inputs: dict[str, Any], pristine: dict[str, Any], function: Function) -> str:
     """Why a contender's time would be worth nothing; "" where its result is right."""
+    written = OPS[gate.spec.name].mutates
     try:
+        for name in written:
+            inputs[name].copy_(pristine[name])
         result = function()
-        written = OPS[subject.spec.name].mutates
         outputs = tuple(inputs[name] for name in written) if written else result
         outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-        subject.judge(subject.specified(outputs, inputs), subject.inputs())
+        gate.judge(gate.specified(outputs, inputs), pristine)
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:500]
     return ""
 
 
-def _timings(functions: dict[str, Function], device: torch.device, budget_s: float) -> dict[str, dict[str, Any]]:
-    taken = {"warm": interleaved(functions, device, budget_s)}
-    if device.type == "cuda":
-        taken["cold"] = interleaved(functions, device, budget_s, cold=True)
-        taken["graph"] = _graph_times(functions, device, budget_s)
+def _timings(functions: dict[str, Function], plan: Plan) -> dict[str, dict[str, Times]]:
+    taken = {"warm": interleaved(functions, plan.device, plan.budget_s)}
+    if plan.device.type == "cuda":
+        taken["cold"] = interleaved(functions, plan.device, plan.budget_s, cold=True)
+        taken["graph"] = _graph_times(functions, plan.device, plan.budget_s)
+    elif plan.rehearsal:
+        taken |= {"cold": taken["warm"], "graph": taken["warm"]}
     return taken
 
 
-def _graph_times(functions: dict[str, Function], device: torch.device, budget_s: float) -> dict[str, Any]:
-    replays = {}
+def _graph_times(functions: dict[str, Function], device: torch.device, budget_s: float) -> dict[str, Times]:
+    replays: dict[str, Callable[[], Any]] = {}
     for name, function in functions.items():
         try:
             replays[name] = graphed(function, device, GRAPH_CALLS)
         except RuntimeError:  # a contender that asks the GPU for a value, or is compiled into several graphs
             torch.cuda.synchronize(device)
     times = interleaved(replays, device, budget_s)
-    return {name: type(t)([sample / GRAPH_CALLS for sample in t.samples]) for name, t in times.items()}
+    return {name: taken.each_of(GRAPH_CALLS) for name, taken in times.items()}

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import gc
+import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastspeech
 from fastspeech.auto import FAMILIES
-from fastspeech.bench import record
-from fastspeech.bench.kernels import Task
+from fastspeech.bench import counts, record
+from fastspeech.bench.plan import Plan, Row, Task
 from fastspeech.bench.timing import Function, interleaved
 
-TOKENS = 60
-"""Decoded in each run, whatever the model would rather do."""
+BATCHES = (1, 8, 64, 256)
+
+ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""How far our logits may be from transformers', as a share of their norm."""
+
+CALLS = 6
+"""Of each function in a load, at least: to warm up, to time, to count."""
+
+PARTS_OF_WHOLE = 2.2
+"""What all parts of a load take together, in whole transcriptions."""
+
+ATTENTION = "transformers {}"
+COMPILED = "transformers static, compiled"
 
 
 @dataclass(frozen=True)
@@ -30,17 +43,23 @@ class Size:
         family: its name in `fastspeech.auto`.
         devices: the kinds it is measured on.
         config: arguments of both libraries' configuration class.
-        batches: clips at once, on a CPU and on a GPU.
+        batches: clips at once.
         seconds: of each clip; the first is taken at all batches, the others at the first batch alone.
+        tokens: that are decoded of each clip, whatever the model would rather do, on a CPU and on a GPU.
         search: arguments of `generate`.
+        extractor: the class of both libraries that makes its features, where transcription from samples is measured.
+        compiled: the batches at which transformers is compiled too; each takes it a while.
     """
 
     family: str
     devices: tuple[str, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
-    batches: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"cpu": (1, 8), "cuda": (1, 8, 64, 256)})
-    seconds: tuple[float, ...] = (10.0, 5.0, 20.0, 30.0)
+    batches: tuple[int, ...] = BATCHES
+    seconds: tuple[float, ...] = (10.0, 2.5, 5.0, 20.0)
+    tokens: Mapping[str, int] = field(default_factory=lambda: {"cpu": 60, "cuda": 60})
     search: Mapping[str, Any] = field(default_factory=dict)
+    extractor: str | None = None
+    compiled: tuple[int, ...] = (1,)
 
 
 _COHERE_SMALL = {
@@ -69,123 +88,284 @@ _MOONSHINE_BASE = {
 }
 
 SIZES = {
-    "cohere 8 x 512": Size("cohere_asr", ("cpu",), _COHERE_SMALL, {"cpu": (1, 2)}, (20.0, 10.0)),
-    "cohere 2B": Size(
-        "cohere_asr", ("cuda",), {"decoder_start_token_id": 5}, {"cuda": (1, 8, 64)}, (35.0, 5.0, 10.0, 20.0)
+    "cohere 8 x 512": Size(
+        "cohere_asr",
+        ("cpu",),
+        _COHERE_SMALL,
+        (1, 2, 8, 64, 256),
+        (20.0, 5.0, 10.0, 35.0),
+        extractor="CohereAsrFeatureExtractor",
     ),
-    "moonshine tiny": Size("moonshine", ("cpu", "cuda"), {"pad_head_dim_to_multiple_of": 8}),
+    "cohere 2B": Size(
+        "cohere_asr",
+        ("cuda",),
+        {"decoder_start_token_id": 5},
+        seconds=(35.0, 5.0, 10.0, 20.0),
+        tokens={"cuda": 140},  # four a second
+        extractor="CohereAsrFeatureExtractor",
+        compiled=(1, 64),
+    ),
+    "moonshine tiny": Size(
+        "moonshine", ("cpu", "cuda"), {"pad_head_dim_to_multiple_of": 8}, batches=(*BATCHES, 1024), compiled=(1, 64)
+    ),
     "moonshine base": Size("moonshine", ("cuda",), _MOONSHINE_BASE),
     "speech2text small": Size(
         "speech_to_text",
         ("cpu", "cuda"),
         {"init_std": 0.05},  # spread wider, so that beams do not tie
-        {"cpu": (1, 2), "cuda": (1, 8, 64)},
         search={"num_beams": 5},
     ),
 }
 
+_REHEARSED: dict[str, dict[str, Any]] = {
+    "cohere_asr": {
+        "encoder_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "num_mel_bins": 128,
+            "subsampling_conv_channels": 8,
+        },
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "decoder_start_token_id": 5,
+        "vocab_size": 64,
+    },
+    "moonshine": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "encoder_num_hidden_layers": 1,
+        "decoder_num_hidden_layers": 1,
+        "encoder_num_attention_heads": 2,
+        "decoder_num_attention_heads": 2,
+        "vocab_size": 64,
+        "pad_head_dim_to_multiple_of": 8,
+    },
+    "speech_to_text": {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "conv_channels": 16,
+        "vocab_size": 64,
+        "init_std": 0.5,
+    },
+}
 
-def tasks(device: torch.device, names: list[str], compiled: bool, budget_s: float) -> list[Task]:
-    """What there is to measure on this device: each size at each batch, then at each further length."""
+
+def tasks(plan: Plan, families: Collection[str] = FAMILIES) -> list[Task]:
+    """What there is to measure: each size at each batch, then at each further length, then what is compiled."""
+    kind = "cuda" if plan.rehearsal else plan.device.type
     found: list[Task] = []
+    compiled: list[Task] = []
     for name, size in SIZES.items():
-        if device.type not in size.devices or (names and name not in names and size.family not in names):
+        if size.family not in families or kind not in size.devices or not plan.wants(name, size.family):
             continue
-        batches = size.batches[device.type]
-        loads = [(batch, size.seconds[0]) for batch in batches]
-        loads += [(batches[0], seconds) for seconds in size.seconds[1:]]
+        loads = [(batch, size.seconds[0]) for batch in size.batches]
+        loads += [(size.batches[0], seconds) for seconds in size.seconds[1:]]
+        too_long: dict[str, float] = {}
         for batch, seconds in loads:
-            run = functools.partial(measure, name, size, batch, seconds, device, compiled, budget_s)
+            run = functools.partial(measure, name, batch, seconds, plan, False, too_long)
             found.append((f"{name} {batch} x {seconds:g} s", run))
-    return found
+        for batch in size.compiled if plan.compiled else ():
+            run = functools.partial(measure, name, batch, size.seconds[0], plan, True, too_long)
+            compiled.append((f"{name} {batch} x {size.seconds[0]:g} s, transformers compiled", run))
+    return found + compiled
 
 
 def measure(
-    name: str, size: Size, batch: int, seconds: float, device: torch.device, compiled: bool, budget_s: float
-) -> Iterator[dict[str, Any]]:
-    """The rows of one load: of each part, by us and by transformers as it is configured in several ways."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    ours, theirs = _pair(name, device, dtype)
-    audio = _audio(size, ours, batch, seconds, device, dtype)
+    name: str, batch: int, seconds: float, plan: Plan, compiled: bool, too_long: dict[str, float]
+) -> Iterator[Row]:
+    """The rows of one load: of each part, by us and by transformers as it may be run, or as it is compiled alone.
+
+    `too_long` holds what the smallest load of the model took that was left out on a CPU, and is written to.
+    """
+    size = SIZES[name]
+    ours, theirs, dtype = _pair(name, plan)
     what = {
         "kind": "model",
         "name": name,
         "dtype": str(dtype).removeprefix("torch."),
         "batch": batch,
         "seconds": seconds,
+        "tokens": _tokens(size, plan),
     }
-    for part, function in _parts(size, audio).items():
+    ways = _compiled_way(theirs) if compiled else _ways(theirs, all_of_them=seconds == size.seconds[0])
+    if compiled and isinstance(ways, str):
+        yield {**what, "case": f"{batch} x {seconds:g} s", "contender": COMPILED, "timing": "", "left_out": ways}
+        return
+    assert isinstance(ways, dict)
+    if plan.device.type == "cpu" and not plan.rehearsal and batch > size.batches[0]:
+        if name not in too_long:
+            predicted = _predicted(size, ours, theirs, ways, batch, seconds, plan)
+            if predicted > plan.longest_s:
+                too_long[name] = predicted / batch
+        if name in too_long:
+            reason = f"predicted to take {too_long[name] * batch:.0f} s, more than --longest {plan.longest_s:g}"
+            yield {**what, "case": f"{batch} x {seconds:g} s", "contender": "", "timing": "", "left_out": reason}
+            return
+    audio = _Audio(size, ours, batch, seconds, plan, dtype)
+    fault, error = ("", None) if theirs is None else _gate(ours, theirs, audio, dtype)
+    for part, function in _parts(size, audio, plan).items():
         contenders: dict[str, Function] = {"fastspeech": functools.partial(function, ours)}
-        for way, settings in _ways(theirs, compiled).items():
+        for way, settings in ways.items():
             contenders[way] = functools.partial(_as_configured, function, theirs, settings)
-        counts = {contender: _dispatched(run) for contender, run in contenders.items()}
-        peaks = {contender: _peak(run, device) for contender, run in contenders.items()}
-        for contender, times in interleaved(contenders, device, budget_s).items():
-            calls = TOKENS if part == "token" else 1
-            times = type(times)([sample / calls for sample in times.samples])
-            rate = {"realtime": batch * seconds / times.median} if part != "token" else {}
-            case = f"{part}, {batch} x {seconds:g} s"
-            counted = {"dispatched": counts[contender] / calls, "peak_bytes": peaks[contender]}
-            yield record.row(times, **what, case=case, part=part, contender=contender, timing="", **rate, **counted)
+        row = {**what, "case": f"{part}, {batch} x {seconds:g} s", "part": part, "timing": "", "error": error}
+        if fault:
+            yield {**row, "contender": "fastspeech", "fault": fault}
+            continue
+        yield from _rows(row, contenders, plan, compiled)
+
+
+def _rows(what: Row, contenders: dict[str, Function], plan: Plan, compiled: bool) -> Iterator[Row]:
+    """The rows of one part. Of a compiled contender the peer's row is kept, and not ours a second time."""
+    batch, seconds, part = what["batch"], what["seconds"], what["part"]
+    made: dict[str, Any] = {}
+    for name, function in contenders.items():
+        try:
+            made[name] = function()
+        except Exception as error:
+            spent = counts.ran_out_of_memory(error)
+            reason = "out of memory" if spent else f"{type(error).__name__}: {error}"[:500]
+            yield {**what, "contender": name, "fault" if name == "fastspeech" and not spent else "left_out": reason}
+            # What the failed call held may be needed by the next.
+            _let_go(plan.device)
+    able = {name: contenders[name] for name in made}
+    agree = _agreement(made) if part != "encoder" else {}
+    if plan.dtype == torch.float32 and any(share < 1 for share in agree.values()):
+        yield {**what, "contender": "fastspeech", "fault": f"tokens agree with transformers' by {agree}"}
+        return
+    made.clear()
+    calls = what["tokens"] if part == "token" else 1
+    for name, times in interleaved(able, plan.device, plan.budget_s).items():
+        if compiled and name == "fastspeech":
+            continue
+        times = times.each_of(calls)
+        figures: Row = {} if part == "token" else {"realtime": batch * seconds / times.median}
+        if name in agree:
+            figures["agreement"] = agree[name]
+        figures |= _counted(able[name], calls, plan.device, name == COMPILED)
+        yield record.row(times, **what, contender=name, **figures)
+
+
+def _counted(function: Function, calls: int, device: torch.device, compiled: bool) -> Row:
+    """Memory and launches of one call; what is compiled dispatches nothing that could be counted."""
+    found: list[int] = []
+    held = counts.peak(function if compiled else lambda: found.append(counts.dispatched(function)), device)
+    asked = {name: number / calls for name, number in counts.launches(function, device).items()}
+    return {"peak_bytes": held, **asked, **({} if compiled else {"dispatched": found[0] / calls})}
+
+
+def _agreement(made: Mapping[str, Any]) -> dict[str, float]:
+    """The share of our tokens that each other contender wrote too."""
+    ours = made.get("fastspeech")
+    shares = {}
+    for name, tokens in made.items():
+        if isinstance(ours, Tensor) and isinstance(tokens, Tensor) and name != "fastspeech":
+            width = min(ours.shape[1], tokens.shape[1])
+            same = (ours[:, :width] == tokens[:, :width]).sum().item()
+            shares[name] = same / max(ours.numel(), tokens.numel())
+    return shares
+
+
+def _gate(ours: Any, theirs: Any, audio: _Audio, dtype: torch.dtype) -> tuple[str, float]:
+    """Why a model's times would be worth nothing, or ""; and how far its logits are from transformers', as a share of
+    their norm: of two clips, and eight tokens given."""
+    inputs = {name: value[:2] for name, value in audio.inputs.items()}
+    rows = len(next(iter(inputs.values())))
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, ours.config.vocab_size, (rows, 8), generator=generator).to(ours.device)
+    given = {**inputs, "decoder_input_ids": tokens}
+    found, expected = (model(**given).logits.float() for model in (ours, theirs))
+    error = ((found - expected).norm() / expected.norm()).item()
+    allowed = ALLOWED[dtype]
+    return ("" if error <= allowed else f"logits err by {error:.3g} of their norm, allowed {allowed:g}"), error
+
+
+def _predicted(
+    size: Size, ours: Any, theirs: Any, ways: dict[str, Any], batch: int, seconds: float, plan: Plan
+) -> float:
+    """Seconds that a load will take, from an eighth of it."""
+    part = max(1, batch // 8)
+    whole = _parts(size, _Audio(size, ours, part, seconds, plan, plan.dtype), plan)["whole"]
+    began = time.perf_counter()
+    whole(ours)
+    for settings in ways.values():
+        _as_configured(whole, theirs, settings)
+    return (time.perf_counter() - began) * batch / part * CALLS * PARTS_OF_WHOLE
 
 
 @functools.lru_cache(maxsize=1)
-def _pair(name: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Our model and, over the same parameters, transformers' (None where it is not installed)."""
+def _pair(name: str, plan: Plan) -> tuple[Any, Any, torch.dtype]:
+    """Our model and, over the same parameters, transformers' (None where it is not installed), made on the device."""
     size = SIZES[name]
     family = FAMILIES[size.family]
+    config = _REHEARSED[size.family] if plan.rehearsal else dict(size.config)
     torch.manual_seed(0)
-    with torch.device(device):
-        ours = family.get(family.generator)(family.get(family.config)(**size.config)).to(dtype).eval()
     if importlib.util.find_spec("transformers") is None:
-        return ours, None
+        with torch.device(plan.device):
+            ours = family.get(family.generator)(family.get(family.config)(**config))
+        return ours.to(plan.dtype).eval(), None, plan.dtype
     import transformers
 
-    with torch.device("meta"):
-        theirs = getattr(transformers, family.generator)(getattr(transformers, family.config)(**size.config)).eval()
-    theirs = theirs.to_empty(device=device).to(dtype)
-    theirs.load_state_dict(ours.state_dict())
-    theirs.tie_weights()
-    _fill_buffers(theirs, family, size, device)
-    return ours, theirs
+    kind = getattr(transformers, family.generator)
+    with torch.device(plan.device):
+        theirs = kind._from_config(getattr(transformers, family.config)(**config), dtype=plan.dtype).eval()
+    return fastspeech.from_transformers(theirs), theirs, plan.dtype
 
 
-def _fill_buffers(theirs: Any, family: Any, size: Size, device: torch.device) -> None:
-    """Buffers that no checkpoint holds, such as rotary frequencies, which were made without values."""
-    import transformers
+class _Audio:
+    """What a load hears: `clips`, samples on the host, and `inputs`, what a model takes, on the device."""
 
-    fresh = getattr(transformers, family.generator)(getattr(transformers, family.config)(**size.config))
-    kept = theirs.state_dict().keys()
-    for key, value in fresh.named_buffers():
-        if key not in kept:
-            theirs.get_buffer(key).copy_(value.to(device))
+    def __init__(self, size: Size, model: Any, batch: int, seconds: float, plan: Plan, dtype: torch.dtype) -> None:
+        batch, seconds = plan.shrunk(batch, 3), plan.shrunk(seconds, 1.0)
+        self.device, self.dtype = plan.device, dtype
+        generator = torch.Generator().manual_seed(0)
+        samples = int(16000 * seconds)
+        self.clips: list[Any] = []
+        if size.family == "moonshine" or size.extractor:
+            noise = 0.1 * torch.randn(batch, samples, generator=generator)
+            self.clips = list(noise.numpy())
+        if size.family == "moonshine":
+            mask = torch.ones(noise.shape, dtype=torch.long, device=plan.device)
+            self.inputs = {"input_values": noise.to(plan.device, dtype), "attention_mask": mask}
+            return
+        config = model.config
+        bins = config.encoder_config.num_mel_bins if size.family == "cohere_asr" else config.input_feat_per_channel
+        features = torch.randn(batch, samples // 160, bins, generator=generator)
+        mask = torch.ones(features.shape[:2], dtype=torch.long, device=plan.device)
+        self.inputs = {"input_features": features.to(plan.device, dtype), "attention_mask": mask}
+
+    def heard(self, extractor: Any) -> dict[str, Tensor]:
+        """The model's inputs from samples, by an extractor that computes on the device."""
+        made = extractor(self.clips, sampling_rate=16000, return_tensors="pt", device=str(self.device))
+        features = made["input_features"].to(self.device, self.dtype)
+        return {"input_features": features, "attention_mask": made["attention_mask"].to(self.device)}
 
 
-def _audio(
-    size: Size, model: Any, batch: int, seconds: float, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    if size.family == "moonshine":
-        samples = 0.1 * torch.randn(batch, int(16000 * seconds), generator=generator)
-        mask = torch.ones(samples.shape, dtype=torch.long, device=device)
-        return {"input_values": samples.to(device, dtype), "attention_mask": mask}
-    config = model.config
-    bins = config.encoder_config.num_mel_bins if size.family == "cohere_asr" else config.input_feat_per_channel
-    features = torch.randn(batch, int(100 * seconds), bins, generator=generator)
-    mask = torch.ones(features.shape[:2], dtype=torch.long, device=device)
-    return {"input_features": features.to(device, dtype), "attention_mask": mask}
+def _tokens(size: Size, plan: Plan) -> int:
+    return 4 if plan.rehearsal else size.tokens[plan.device.type]
 
 
-def _parts(size: Size, audio: dict[str, Tensor]) -> dict[str, Callable[[Any], Any]]:
-    """What is timed, as functions of a model of either library; "token" is all of decoding, for TOKENS of them."""
-    forced = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS, "do_sample": False, **size.search}
-    batch = next(iter(audio.values())).shape[0]
+def _parts(size: Size, audio: _Audio, plan: Plan) -> dict[str, Callable[[Any], Any]]:
+    """What is timed, as functions of a model of either library; "token" is all of decoding."""
+    tokens = _tokens(size, plan)
+    forced = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False, **size.search}
+    inputs = audio.inputs
+    batch = len(inputs["attention_mask"])
 
     def encoder(model: Any) -> Any:
-        return model.model.encoder(**audio)
+        return model.model.encoder(**inputs)
 
-    def whole(model: Any) -> Any:
-        return model.generate(**audio, decoder_input_ids=_start(model, batch), **forced)
+    def whole(model: Any, given: dict[str, Tensor] = inputs) -> Any:
+        return model.generate(**given, decoder_input_ids=_start(model, batch), **forced)
 
     heard: dict[int, Any] = {}
 
@@ -196,61 +376,71 @@ def _parts(size: Size, audio: dict[str, Tensor]) -> dict[str, Callable[[Any], An
         encoded = type(heard[id(model)])(**heard[id(model)])
         start = _start(model, batch)
         return model.generate(
-            encoder_outputs=encoded, attention_mask=audio["attention_mask"], decoder_input_ids=start, **forced
+            encoder_outputs=encoded, attention_mask=inputs["attention_mask"], decoder_input_ids=start, **forced
         )
 
-    return {"encoder": encoder, "token": token, "whole": whole}
+    def end_to_end(model: Any) -> Any:
+        library = type(model).__module__.partition(".")[0]
+        return whole(model, audio.heard(_extractor(library, str(size.extractor)))).cpu()
+
+    parts: dict[str, Callable[[Any], Any]] = {"encoder": encoder, "token": token, "whole": whole}
+    return {**parts, "end to end": end_to_end} if size.extractor else parts
+
+
+@functools.cache
+def _extractor(library: str, name: str) -> Any:
+    return getattr(importlib.import_module(library), name)()
 
 
 def _start(model: Any, batch: int) -> Tensor:
     return torch.full((batch, 1), model.config.decoder_start_token_id, device=model.device)
 
 
-def _ways(theirs: Any, compiled: bool) -> dict[str, dict[str, Any]]:
-    """How transformers may be run."""
+def _ways(theirs: Any, all_of_them: bool) -> dict[str, dict[str, Any]]:
+    """How transformers may be run: SDPA where the model has it, eager, and a static cache on a GPU."""
     if theirs is None:
         return {}
-    own = theirs.config._attn_implementation  # SDPA where the model has it
-    ways: dict[str, dict[str, Any]] = {f"transformers {own}": {"attention": own}}
-    if theirs.device.type == "cuda":
-        ways["transformers eager"] = {"attention": "eager"}
-    if compiled:
-        ways["transformers static, compiled"] = {"attention": own, "cache": "static"}
+    own = "sdpa" if theirs._supports_sdpa else "eager"
+    ways: dict[str, dict[str, Any]] = {ATTENTION.format(own): {"attention": own}}
+    if all_of_them:
+        ways[ATTENTION.format("eager")] = {"attention": "eager"}
+        if theirs.device.type == "cuda" and theirs._can_compile_fullgraph:
+            ways["transformers static"] = {"attention": own, "cache": "static"}
     return ways
+
+
+def _compiled_way(theirs: Any) -> dict[str, dict[str, Any]] | str:
+    """As `_ways`, compiled; or why it cannot be."""
+    if theirs is None:
+        return "transformers is not installed"
+    if not theirs._can_compile_fullgraph:
+        return f"transformers' {type(theirs).__name__} cannot be compiled with a static cache (_can_compile_fullgraph)"
+    own = "sdpa" if theirs._supports_sdpa else "eager"
+    return {COMPILED: {"attention": own, "cache": "static", "compiled": True}}
 
 
 def _as_configured(function: Callable[[Any], Any], model: Any, settings: dict[str, Any]) -> Any:
     if model.config._attn_implementation != settings["attention"]:
         model.set_attn_implementation(settings["attention"])
-    model.generation_config.cache_implementation = settings.get("cache")
+    config = model.generation_config
+    config.cache_implementation = settings.get("cache")
+    config.disable_compile = not settings.get("compiled", False)
+    config.compile_config = None
+    if settings.get("compiled") and model.device.type == "cpu":
+        import transformers
+
+        config.compile_config = transformers.CompileConfig(mode="default")
+        config.compile_config._compile_all_devices = True
     return function(model)
 
 
-class _Count(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += not function.is_view
-        return function(*args, **(kwargs or {}))
+def release(device: torch.device) -> None:
+    """Forget the models made last, so that what comes next has the memory."""
+    _pair.cache_clear()
+    _let_go(device)
 
 
-def _dispatched(function: Function) -> int | float:
-    """Operators that a call hands to PyTorch, views not counted: on a GPU nearly its launches."""
-    with _Count() as counter:
-        function()
-    return counter.calls
-
-
-def _peak(function: Function, device: torch.device) -> int | None:
-    """Most bytes that a call holds on a GPU beyond what was there."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(torch.cuda.OutOfMemoryError):
-        function()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+def _let_go(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

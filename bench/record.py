@@ -16,19 +16,48 @@ import torch
 
 from fastspeech.bench.timing import Times
 
-PACKAGES = ("fastspeech", "torch", "triton", "transformers", "numpy")
+PACKAGES = ("fastspeech", "torch", "triton", "transformers", "numpy", "av", "torchaudio", "flash_attn")
+
+_CLOCKS = (
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+    "clocks_event_reasons.active",
+    "driver_version",
+)
+"""Fields of nvidia-smi."""
 
 
 def new(device: torch.device) -> dict[str, Any]:
     """An empty record of this machine and installation."""
     return {
+        "device": describe(device),
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **_versions()},
+        "runs": [],
+        "rows": [],
+    }
+
+
+def begin(record: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Notes a run that adds rows to the record: its command, commit and clocks. Returns the note.
+
+    Raises:
+        ValueError: the record is of another device or other versions.
+    """
+    fresh = new(device)
+    if (record["versions"], record["device"]) != (fresh["versions"], fresh["device"]):
+        raise ValueError("the record is of another device or other versions: begin a new one, by --output")
+    note = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
         "commit": _commit(),
-        "device": describe(device),
-        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **_versions()},
-        "rows": [],
+        "clocks": clocks(device),
     }
+    record["runs"].append(note)
+    return note
 
 
 def row(times: Times, **what: Any) -> dict[str, Any]:
@@ -62,7 +91,7 @@ def default_path(device: torch.device, folder: Path) -> Path:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The device's name, its size, and its clocks where they can be read."""
+    """The device's name and its size."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return {
@@ -70,7 +99,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "capability": f"{properties.major}.{properties.minor}",
             "memory_bytes": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
-            **_clocks(device),
+            "l2_bytes": getattr(properties, "L2_cache_size", None),
         }
     name = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
@@ -80,14 +109,19 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {"name": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
-def _clocks(device: torch.device) -> dict[str, Any]:
-    fields = ("clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "driver_version")
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={device.index or 0}"]
+def clocks(device: torch.device) -> dict[str, str]:
+    """Clocks, power and temperature of a GPU at this moment, and its driver; empty on a CPU and without nvidia-smi."""
+    if device.type != "cuda":
+        return {}
+    # CUDA numbers the devices that it is let see, nvidia-smi all of them; a UUID is the same to both.
+    which = str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index or 0))
+    which = f"GPU-{which}" if "-" in which and not which.startswith("GPU-") else which
+    command = ["nvidia-smi", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader", f"--id={which}"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(fields, (value.strip() for value in found.split(",")), strict=False))
+    return dict(zip(_CLOCKS, (value.strip() for value in found.split(",")), strict=False))
 
 
 def _commit() -> str | None:

@@ -7,10 +7,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastspeech.bench import plots
+from fastspeech.bench.growth import Growth, fitted, grouped
+from fastspeech.bench.plan import Row
 from fastspeech.bench.record import load
 
-TIMINGS = ("graph", "cold", "warm", "")
-"""The best a record has of these stands in the tables: the first needs no launches, the second finds no warm cache."""
+_INTRODUCTION = """# Results
+
+Written by `python -m bench report` from the records in this folder, the latest of each device. Every number was taken
+only after its contender's result had been checked: an op's against float64, a model's against transformers. Contenders
+take turns within one run, so that what slows the machine slows all of them; times are medians. A model's weights are
+random, and the same in both libraries; its text is forced to a number of tokens."""
+
+_OPS = """Time of one call, and the share of it that the machine's own limit explains: the bytes that must be moved at
+the measured rate of copies, or the operations at that of matrix products, whichever takes longer. `graph`: within a
+CUDA graph, without launches; `cold`: nothing in the caches; `warm`: called over and over, launches included. The gain
+is over the reference, the plain PyTorch meaning of the op, as it is."""
+
+_MODELS = """`encoder`: samples or features to hidden states. `token`: one step of decoding, search included. `whole`: a
+transcription, encoder and all tokens; `end to end` begins with samples on the host and makes their features too. The
+peak is what a call holds in memory beyond what was held before; operators are those that a call, or a token, hands to
+PyTorch. The gain is ours over that contender."""
+
+_STREAMS = """A frame is 80 ms of every stream: `mimi`, the codec's encoder, then `lm`, the decoder with its head, and
+`frame`, both, with the tokens on the host. The windows of all streams are full."""
+
+_HELD = """Streams whose frames are done within 80 ms at the 99th percentile, found by doubling and bisection."""
+
+_GROWTH = """Exponents x of time ~ length^x (at the smallest batch) and time ~ batch^x, by least squares of the
+logarithms; the fit is the coefficient of determination, left out where times hardly vary."""
+
+_HOST = """One thread's media decoding and the models' feature extraction beside real time."""
+
+_AIMS = """For an H200 in bfloat16; reached is the share of the aim."""
 
 
 def write(results: Path) -> Path:
@@ -22,7 +51,7 @@ def write(results: Path) -> Path:
     latest = {path.parent.name: path for path in sorted(results.glob("*/*.json"))}
     if not latest:
         raise FileNotFoundError(f"no records in {results}: run `python -m bench kernels` or `python -m bench models`")
-    text = ["# Results", "", "By `python -m bench report` from the records in this folder, the latest of each device."]
+    text = [_INTRODUCTION]
     for device, path in latest.items():
         text += ["", *_device(load(path), path, results / device)]
     page = results / "README.md"
@@ -31,100 +60,169 @@ def write(results: Path) -> Path:
 
 
 def _device(record: dict[str, Any], path: Path, folder: Path) -> Iterator[str]:
-    about, versions = record["device"], record["versions"]
+    about, versions, ceilings = record["device"], record["versions"], record["ceilings"]
     yield f"## {about['name']}"
     yield ""
-    yield f"`{record['command']}`, {record['created']}, commit {str(record['commit'])[:10]}; " + ", ".join(
-        f"{name} {version}" for name, version in {**about, **versions}.items() if name != "name" and version
-    )
-    ceilings = record["ceilings"]
-    rates = ", ".join(f"{rate / 1e12:.2f} Tflop/s in {dtype}" for dtype, rate in ceilings["flops_per_s"].items())
-    yield ""
-    yield f"Measured ceilings: copies {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s, matrix products {rates}."
-    rows = [row for row in record["rows"] if "samples_s" in row]
-    ops = [row for row in rows if row["kind"] == "op"]
-    models = [row for row in rows if row["kind"] == "model"]
-    for name, kind in (("roofline", ops), ("speed-ups", models), ("length", models)):
-        if kind:
-            _PLOTS[name](kind, record, folder / f"{name}.svg")
-            yield ""
-            yield f"![{name}]({path.parent.name}/{name}.svg)"
-    yield from _ops(ops)
-    yield from _models(models)
-    faults = [row for row in record["rows"] if "fault" in row]
-    if faults:
+    if record.get("rehearsal"):
+        yield "**A rehearsal: sizes are shrunk and the times mean nothing.**"
         yield ""
-        yield "Not measured, since wrong or failing: " + "; ".join(
-            f"{row['name']} {row.get('case', '')} by {row.get('contender', '')}: {row['fault'].splitlines()[0]}"
-            for row in faults
-        )
-
-
-def _ops(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    if not rows:
-        return
+    yield f"Record: [{path.name}]({path.parent.name}/{path.name}). Repeat it with:"
     yield ""
-    yield "### Ops"
+    yield "```sh"
+    yield from dict.fromkeys(run["command"] for run in record["runs"])
+    yield "```"
     yield ""
-    yield "Median time, its share of the bound that bytes or operations set, and the gain over the reference."
-    yield ""
-    yield "| op | case | dtype | contender | time | of the bound | over the reference |"
-    yield "|---|---|---|---|---|---|---|"
-    for group in _by(rows, "name", "case"):
-        timing = next(t for t in TIMINGS if any(row["timing"] == t for row in group))
-        group = [row for row in group if row["timing"] == timing]
-        reference = next((row["median_s"] for row in group if row["contender"] == "reference"), math.nan)
-        for row in group:
-            share = f"{row['bound_share']:.0%} ({row['bound_by']})"
-            gain = f"{reference / row['median_s']:.2f}x"
-            yield (
-                f"| {row['name']} | {row['case']} | {row['dtype']} | {row['contender']} | "
-                f"{_time(row['median_s'])} {timing} | {share} | {gain} |"
-            )
+    rates = ", ".join(f"{rate / 1e12:.2f} Tflop/s in {dtype}" for dtype, rate in ceilings["flops_per_s"].items())
+    for name, value in (
+        ("taken", ", ".join(dict.fromkeys(run["created"] for run in record["runs"]))),
+        ("commit", ", ".join(dict.fromkeys(str(run["commit"])[:10] for run in record["runs"]))),
+        ("device", _listed(about)),
+        ("versions", _listed(versions)),
+        ("measured ceilings", f"copies {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s, matrix products {rates}"),
+        *((f"clocks at {run['created'][11:16]}", _listed(run["clocks"])) for run in record["runs"] if run["clocks"]),
+    ):
+        yield f"- {name}: {value}"
+    if "aims" in record:
+        yield from _section("Aims", _AIMS, _aims(record["aims"]))
+    for title, file in plots.of_record(record, folder):
+        yield ""
+        yield f"![{title}]({path.parent.name}/{file.name})"
+    rows = [row for row in record["rows"] if "samples_s" in row]
+    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("op", "model", "stream", "host")}
+    held = [row for row in record["rows"] if row["kind"] == "held" and "streams" in row]
+    yield from _section("Ops", _OPS, _ops(kinds["op"]))
+    yield from _section("Models", _MODELS, _models(kinds["model"]))
+    yield from _section("Streams held", _HELD, _held(held))
+    yield from _section("A frame of live streams", _STREAMS, _models(kinds["stream"]))
+    yield from _section("Growth", _GROWTH, _growth(fitted(kinds["model"] + kinds["stream"])))
+    yield from _section("The host", _HOST, _host(kinds["host"]))
+    for title, word in (("Left out", "left_out"), ("Faults", "fault")):
+        yield from _section(title, "", _reasons([row for row in record["rows"] if word in row], word))
 
 
-def _models(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    if not rows:
-        return
-    yield ""
-    yield "### Models"
-    yield ""
-    yield "Random weights, the same in both libraries. A token's time includes the search."
-    yield ""
-    yield "| model | part | contender | time | x real time | operators | gain |"
-    yield "|---|---|---|---|---|---|---|"
-    for group in _by(rows, "name", "case"):
-        ours = next((row["median_s"] for row in group if row["contender"] == "fastspeech"), math.nan)
-        for row in group:
-            rate = f"{row['realtime']:.1f}" if "realtime" in row else ""
-            gain = "" if row["contender"] == "fastspeech" else f"{row['median_s'] / ours:.2f}x"
-            yield (
-                f"| {row['name']} | {row['case']} | {row['contender']} | {_time(row['median_s'])} | {rate} | "
-                f"{row['dispatched']:.0f} | {gain} |"
-            )
-    yield ""
-    yield "Growth with length, time ~ seconds^x at the smallest batch: " + "; ".join(
-        f"{name}, {part}, {contender}: x = {exponent:.2f}" for name, part, contender, exponent in exponents(rows)
-    )
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if name != "name" and value is not None)
 
 
-def exponents(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str, str, float]]:
-    """(model, part, contender, x) of time ~ seconds^x, least squares of the logarithms."""
-    for group in _by(rows, "name", "part", "contender"):
-        least = min(row["batch"] for row in group)
-        points = [(math.log(r["seconds"]), math.log(r["median_s"])) for r in group if r["batch"] == least]
-        if len(points) < 2:
-            continue
-        mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-        slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
-        yield group[0]["name"], group[0]["part"], group[0]["contender"], slope
+def _section(title: str, text: str, lines: Iterable[str]) -> Iterator[str]:
+    """A heading, its text and its lines; nothing where there are no lines."""
+    found = list(lines)
+    if found:
+        yield from ("", f"### {title}", "", *([text, ""] if text else []), *found)
 
 
-def _by(rows: Iterable[dict[str, Any]], *names: str) -> list[list[dict[str, Any]]]:
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return list(groups.values())
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Nothing where there are no rows."""
+    found = list(rows)
+    if found:
+        yield f"| {' | '.join(head)} |"
+        yield "|" + "---|" * len(head)
+        for row in found:
+            yield f"| {' | '.join(row)} |"
+
+
+def _aims(aims: Sequence[dict[str, Any]]) -> Iterator[str]:
+    def of(aim: dict[str, Any]) -> list[str]:
+        word = "at most" if aim["at_most"] else "at least"
+        return [aim["aim"], f"{word} {aim['target']:,g} {aim['unit']}", verdict(aim), aim["bound"]]
+
+    yield from _table(("figure", "aim", "measured", "physical bound"), map(of, aims))
+
+
+def verdict(aim: dict[str, Any]) -> str:
+    """What was measured of an aim, and by how much that meets or misses it."""
+    if aim["measured"] is None:
+        return "not measured"
+    word = "met" if aim["met"] else "missed"
+    return f"{aim['measured']:,.4g} {aim['unit']}: {word}, {aim['reached']:.2f} of the aim"
+
+
+def _ops(rows: Sequence[Row]) -> Iterator[str]:
+    def lines() -> Iterator[list[str]]:
+        for case in grouped(rows, "name", "case"):
+            timed = plots.best_timing(case)
+            reference = next((row["median_s"] for row in timed if row["contender"] == "reference"), math.nan)
+            for row in timed:
+                yield [
+                    row["name"],
+                    f"{row['case']}, {row['dtype']}",
+                    row["contender"],
+                    f"{_time(row['median_s'])} {row['timing']}",
+                    f"{row['bound_share']:.0%} ({row['bound_by']})",
+                    f"{reference / row['median_s']:.2f}x",
+                ]
+
+    yield from _table(("op", "case", "contender", "time", "of the bound", "gain"), lines())
+
+
+def _models(rows: Sequence[Row]) -> Iterator[str]:
+    def lines() -> Iterator[list[str]]:
+        for group in grouped(rows, "name", "case"):
+            ours = next((row["median_s"] for row in group if row["contender"] == "fastspeech"), math.nan)
+            for row in group:
+                yield [
+                    row["name"],
+                    row["case"],
+                    row["contender"],
+                    _time(row["median_s"]),
+                    f"{row['realtime']:.4g}" if "realtime" in row else "",
+                    _number(row.get("dispatched")),
+                    *([_number(row.get("launches"))] * launched),
+                    _size(row.get("peak_bytes")),
+                    "" if row["contender"] == "fastspeech" else f"{row['median_s'] / ours:.2f}x",
+                ]
+
+    launched = any("launches" in row for row in rows)
+    head = ["model", "part", "contender", "time", "x real time", "operators", "peak", "gain"]
+    if launched:
+        head.insert(6, "launches")
+    yield from _table(head, lines())
+
+
+def _held(rows: Sequence[Row]) -> Iterator[str]:
+    def of(row: Row) -> list[str]:
+        late = f"{row['p99_s'] * 1e3:.1f} ms" if "p99_s" in row else ""
+        return [row["name"], row["contender"], str(row["streams"]), late, row["more"]]
+
+    yield from _table(("model", "contender", "streams", "99th percentile", "more"), map(of, rows))
+
+
+def _growth(found: Iterable[Growth]) -> Iterator[str]:
+    def of(growth: Growth) -> list[str]:
+        (first, fastest), (last, slowest) = growth.points[0], growth.points[-1]
+        unit = " s" if growth.along == "seconds" else ""
+        return [
+            growth.name,
+            growth.part,
+            growth.contender,
+            f"{'length' if unit else 'batch'}, {first:g} to {last:g}{unit}",
+            f"{_time(fastest)} to {_time(slowest)}",
+            f"{growth.exponent:.2f}",
+            "" if growth.fit is None else f"{growth.fit:.3f}",
+            growth.expected,
+        ]
+
+    head = ("model", "part", "contender", "along", "time", "x", "fit", "expected")
+    yield from _table(head, map(of, found))
+
+
+def _host(rows: Sequence[Row]) -> Iterator[str]:
+    def lines() -> Iterator[list[str]]:
+        for group in grouped(rows, "name", "case"):
+            ours = next((row["median_s"] for row in group if row["contender"] == "fastspeech"), math.nan)
+            for row in group:
+                gain = "" if row["contender"] == "fastspeech" else f"{row['median_s'] / ours:.2f}x"
+                figures = [_time(row["median_s"]), f"{row['realtime']:.4g}", gain]
+                yield [row["name"], row["case"], row["contender"], *figures]
+
+    yield from _table(("what", "case", "contender", "time", "x real time", "gain"), lines())
+
+
+def _reasons(rows: Sequence[Row], word: str) -> Iterator[str]:
+    """One line a reason, with all that it was the reason for."""
+    for group in grouped([{**row, "reason": row[word].splitlines()[0]} for row in rows], "reason"):
+        whose = "; ".join(", ".join(filter(None, (r["name"], r.get("case"), r.get("contender")))) for r in group)
+        yield f"- {whose}: {group[0]['reason']}"
 
 
 def _time(seconds: float) -> str:
@@ -134,77 +232,9 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} us"
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "fastspeech"  # the same plot gives the same file
-    from matplotlib import pyplot
-
-    return pyplot.subplots(figsize=(width, height), layout="constrained")
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
 
 
-def _finish(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
-def _roofline(rows: Sequence[dict[str, Any]], record: dict[str, Any], path: Path) -> None:
-    figure, axes = _axes(8, 5)
-    ceilings = record["ceilings"]
-    copy = ceilings["copy_bytes_per_s"]
-    intensities = [row["flops"] / row["bytes"] for row in rows]
-    low, high = min(intensities) / 2, max(max(intensities) * 2, 1e3)
-    for dtype, rate in ceilings["flops_per_s"].items():
-        ridge = rate / copy
-        axes.plot([low, ridge, max(high, ridge)], [low * copy, rate, rate], label=f"measured ceiling, {dtype}")
-    markers = iter("osD^vP*Xhd<>8p" * 3)
-    for group in _by(rows, "name", "contender"):
-        if group[0]["contender"] == "compiled reference":
-            continue
-        best = [min(case, key=lambda row: TIMINGS.index(row["timing"])) for case in _by(group, "case")]
-        x = [row["flops"] / row["bytes"] for row in best]
-        y = [row["flops"] / row["median_s"] for row in best]
-        axes.plot(x, y, next(markers), markersize=5, label=f"{best[0]['name']}, {best[0]['contender']}")
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="operations a second")
-    axes.grid(True, which="both", alpha=0.2)
-    figure.legend(loc="outside right upper", fontsize=7)
-    _finish(figure, path)
-
-
-def _speed_ups(rows: Sequence[dict[str, Any]], record: dict[str, Any], path: Path) -> None:
-    bars = []
-    for group in _by(rows, "name", "case"):
-        ours = next((row for row in group if row["contender"] == "fastspeech"), None)
-        peers = [row for row in group if row is not ours]
-        if ours is not None and peers:
-            best = min(peers, key=lambda row: row["median_s"])
-            bars.append((f"{ours['name']}, {ours['case']}", best["median_s"] / ours["median_s"]))
-    figure, axes = _axes(8, 0.8 + 0.24 * len(bars))
-    names, gains = [name for name, _ in bars][::-1], [gain for _, gain in bars][::-1]
-    drawn = axes.barh(names, gains, color=["#2a7f9e" if gain >= 1 else "#b5483a" for gain in gains])
-    axes.bar_label(drawn, fmt="%.2fx", fontsize=7, padding=2)
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set(xlabel="times as fast as the fastest way to run transformers")
-    axes.margins(x=0.12)
-    _finish(figure, path)
-
-
-def _length(rows: Sequence[dict[str, Any]], record: dict[str, Any], path: Path) -> None:
-    figure, axes = _axes(8, 5)
-    for group in _by([row for row in rows if row["part"] == "whole"], "name", "contender"):
-        least = min(row["batch"] for row in group)
-        points = sorted((row["seconds"], row["median_s"]) for row in group if row["batch"] == least)
-        style = "-o" if group[0]["contender"] == "fastspeech" else "--x"
-        axes.plot(*zip(*points, strict=True), style, markersize=4, label=f"{group[0]['name']}, {group[0]['contender']}")
-    axes.set(xscale="log", yscale="log", xlabel="seconds of audio", ylabel="seconds to transcribe, smallest batch")
-    axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=7)
-    _finish(figure, path)
-
-
-_PLOTS = {"roofline": _roofline, "speed-ups": _speed_ups, "length": _length}
+def _size(value: int | None) -> str:
+    return "" if value is None else f"{value / 1e6:.3g} MB"

@@ -1,0 +1,312 @@
+"""Kyutai STT as live streams against transformers: one frame of 80 ms of every stream, and how many streams hold that.
+
+Every stream is as far on as its windows are wide, so that a frame costs what it always will. The keys and values that
+it has by then are zeros, which take as long to read as any.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastspeech
+from fastspeech.bench import counts, models, record
+from fastspeech.bench.plan import Plan, Row, Task
+from fastspeech.bench.timing import Times, interleaved
+
+DEADLINE_S = 0.08
+FRAMES = 100
+"""Of which all but one are to be done in time: the 99th percentile."""
+
+CLOSE = 1 / 16
+"""The count of streams that hold is found to within this share of itself."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model of some size: the kinds of devices it is measured on, its configuration, the batches its step is."""
+
+    devices: tuple[str, ...]
+    config: Mapping[str, Any]
+    streams: tuple[int, ...]
+
+
+SIZES = {
+    "kyutai 8 x 512": Size(
+        ("cpu",), {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "ffn_dim": 2816}, (1, 8, 64)
+    ),
+    "kyutai 1B": Size(
+        ("cuda",),
+        {"num_hidden_layers": 16, "num_attention_heads": 16, "sliding_window": 750, "vocab_size": 8001}
+        | {"audio_pad_token_id": 73569, "max_position_embeddings": 750},
+        (1, 8, 64, 256, 1024),
+    ),
+    "kyutai 2.6B": Size(("cuda",), {}, (1, 8, 64, 256, 512)),
+}
+
+_REHEARSED = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "ffn_dim": 64,
+    "sliding_window": 9,
+    "codec_config": {
+        "num_filters": 4,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 20,
+        "codebook_size": 16,
+        "codebook_dim": 8,
+        "vector_quantization_hidden_dimension": 8,
+        "upsample_groups": 4,
+    },
+}
+
+
+def tasks(plan: Plan) -> list[Task]:
+    """What there is to measure: how many streams of each size hold, then a frame of fewer and more streams."""
+    kind = "cuda" if plan.rehearsal else plan.device.type
+    found: list[Task] = []
+    for name, size in SIZES.items():
+        if kind in size.devices and plan.wants(name, "kyutai_speech_to_text"):
+            found.append((f"{name}, streams held", functools.partial(hold, name, plan)))
+            for streams in size.streams:
+                found.append((f"{name}, a frame of {streams}", functools.partial(frame, name, streams, plan)))
+    return found
+
+
+def frame(name: str, streams: int, plan: Plan) -> Iterator[Row]:
+    """The rows of one frame: by the codec, by the decoder with its head, and by both, as a live stream has it."""
+    ours, theirs = _pair(name, plan)
+    dtype = str(ours.dtype).removeprefix("torch.")
+    what: Row = {"kind": "stream", "name": name, "dtype": dtype, "batch": streams, "timing": ""}
+    fault, error = ("", None) if theirs is None else _gate(ours, theirs)
+    if fault:
+        yield {**what, "case": f"frame of {streams}", "contender": "fastspeech", "fault": fault}
+        return
+    what["error"] = error
+    count = plan.shrunk(streams, 2)
+    sides: dict[str, Any] = {}
+    for contender, make in _sides(ours, theirs).items():
+        try:
+            sides[contender] = make(count)
+            sides[contender].frame()
+        except Exception as error:
+            if not counts.ran_out_of_memory(error):
+                raise
+            sides.pop(contender, None)
+            yield {**what, "case": f"frame of {streams}", "contender": contender, "left_out": "out of memory"}
+    for part in ("mimi", "lm", "frame"):
+        functions = {contender: getattr(side, part) for contender, side in sides.items()}
+        for contender, times in interleaved(functions, plan.device, plan.budget_s).items():
+            figures: Row = {"realtime": streams * DEADLINE_S / times.median, "part": part}
+            figures["peak_bytes"] = counts.peak(functions[contender], plan.device)
+            figures["dispatched"] = counts.dispatched(functions[contender])
+            figures |= counts.launches(functions[contender], plan.device)
+            yield record.row(times, **what, case=f"{part} of {streams}", contender=contender, **figures)
+    sides.clear()
+    _let_go(plan.device)
+
+
+def hold(name: str, plan: Plan) -> Iterator[Row]:
+    """The most streams whose frames are done in 80 ms at the 99th percentile, of each library."""
+    ours, theirs = _pair(name, plan)
+    dtype = str(ours.dtype).removeprefix("torch.")
+    for contender, make in _sides(ours, theirs).items():
+        probe = functools.partial(_probe, make, plan)
+        streams, figures = most(probe, 1 if plan.device.type == "cpu" else 64, 4 if plan.rehearsal else 1 << 14)
+        case = f"hold {DEADLINE_S * 1e3:g} ms"
+        what = {"kind": "held", "name": name, "case": case, "dtype": dtype, "contender": contender, "timing": ""}
+        yield {**what, "streams": streams, **figures}
+
+
+def most(probe: Callable[[int], Row], first: int, limit: int) -> tuple[int, Row]:
+    """The most streams that hold, by doubling from `first` and bisection, and what `probe` told of them: its "fails"
+    says why so many do not hold. 0 where one stream does not; `limit` bounds the search."""
+    held, figures = 0, {}
+    failed, why = limit + 1, "not tried"
+    streams = first
+    while failed - held > max(1, held * CLOSE):
+        seen = probe(streams)
+        if "fails" in seen:
+            failed, why = streams, seen["fails"]
+        else:
+            held, figures = streams, seen
+        streams = min(2 * streams, limit) if failed > limit else (held + failed) // 2
+        if held == limit or failed == 1:
+            break
+    return held, {**figures, "more": f"{failed} {why}" if failed <= limit else why}
+
+
+def _probe(make: Callable[[int], Any], plan: Plan, streams: int) -> Row:
+    """The 99th percentile of a frame of so many streams; "fails" where it is too late, or the memory too small."""
+    allowed = FRAMES - int(FRAMES * 0.99)
+    late, samples = 0, []
+    try:
+        side = make(streams)
+        for count in range(-3, plan.shrunk(FRAMES, 5)):
+            began = time.perf_counter()
+            side.frame()
+            if count >= 0:
+                samples.append(time.perf_counter() - began)
+                late += samples[-1] > DEADLINE_S
+            if late > allowed:
+                return {"fails": f"take {Times(samples).median * 1e3:.0f} ms"}
+    except Exception as error:
+        if not counts.ran_out_of_memory(error):
+            raise
+        return {"fails": "do not fit the memory"}
+    finally:
+        side = None
+        _let_go(plan.device)
+    times = Times(samples)
+    return {"p99_s": times.percentile(99), "median_s": times.median}
+
+
+def _gate(ours: Any, theirs: Any) -> tuple[str, float]:
+    """Why the times would be worth nothing, or ""; and how far our logits are from transformers', as a share of their
+    norm, over the first frames of two streams that are told the same text and the same codes."""
+    sides = _Ours(ours, 2, full=False), _Theirs(theirs, 2, full=False)
+    sides[1].samples = sides[0].samples
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
+    for _ in range(4):
+        codes = [side._mimi() for side in sides]
+        if (codes[0] != codes[1]).float().mean() > 0.01:  # near ties, which rounding decides
+            return "codes differ from transformers'", float("inf")
+        for side, logits in zip(sides, (found, expected), strict=True):
+            side.codes = codes[1]
+            logits.append(side._logits().float())
+        sides[0].tokens = sides[1].tokens = expected[-1].argmax(-1)
+    error = ((torch.stack(found) - torch.stack(expected)).norm() / torch.stack(expected).norm()).item()
+    allowed = models.ALLOWED[ours.dtype]
+    return ("" if error <= allowed else f"logits err by {error:.3g} of their norm, allowed {allowed:g}"), error
+
+
+def _let_go(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@functools.lru_cache(maxsize=1)
+def _pair(name: str, plan: Plan) -> tuple[Any, Any]:
+    """Our model and, over the same parameters, transformers' (None where it is not installed), made on the device."""
+    models.release(plan.device)
+    config = _REHEARSED if plan.rehearsal else SIZES[name].config
+    torch.manual_seed(0)
+    if importlib.util.find_spec("transformers") is None:
+        with torch.device(plan.device):
+            made = fastspeech.KyutaiSpeechToTextForConditionalGeneration(fastspeech.KyutaiSpeechToTextConfig(**config))
+        return made.to(plan.dtype).eval(), None
+    import transformers
+
+    kind = transformers.KyutaiSpeechToTextForConditionalGeneration
+    with torch.device(plan.device):
+        theirs = kind._from_config(transformers.KyutaiSpeechToTextConfig(**config), dtype=plan.dtype).eval()
+    theirs.codec_model.float()
+    for buffer_name, buffer in theirs.codec_model.named_buffers():
+        if buffer_name.endswith("embed_sum"):
+            buffer.normal_()  # zeros, of which no code is the nearest, where none were loaded
+    return fastspeech.from_transformers(theirs), theirs
+
+
+def _sides(ours: Any, theirs: Any) -> dict[str, Callable[[int], Any]]:
+    sides: dict[str, Callable[[int], Any]] = {"fastspeech": functools.partial(_Ours, ours)}
+    if theirs is not None:
+        sides["transformers"] = functools.partial(_Theirs, theirs)
+    return sides
+
+
+class _Side:
+    """Streams of a library. `mimi`, `lm` and `frame` step all of them once, up to tokens on the host."""
+
+    def __init__(self, model: Any, streams: int) -> None:
+        config, device = model.config, model.device
+        self.model, self.device = model, device
+        self.samples = 0.1 * torch.randn(streams, 1, config.codec_config.frame_size, device=device)
+        self.tokens = torch.full((streams,), 3, device=device)
+        self.codes = torch.zeros(streams, config.num_codebooks, dtype=torch.int64, device=device)
+
+    def mimi(self) -> None:
+        self.codes = self._mimi()
+        self._wait()
+
+    def lm(self) -> None:
+        self.tokens = self._lm()
+        self._wait()
+
+    def frame(self) -> list[int]:
+        self.codes = self._mimi()
+        self.tokens = self._lm()
+        return self.tokens.tolist()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _mimi(self) -> Tensor:
+        raise NotImplementedError
+
+    def _lm(self) -> Tensor:
+        return self._logits().argmax(-1)
+
+    def _logits(self) -> Tensor:
+        raise NotImplementedError
+
+
+class _Ours(_Side):
+    def __init__(self, model: Any, streams: int, full: bool = True) -> None:
+        super().__init__(model, streams)
+        self.state = model.start(streams)
+        if full:
+            self.state.decoder.positions.fill_(2 * model.config.sliding_window)
+            self.state.codec.positions.fill_(2 * model.config.codec_config.sliding_window)
+
+    def _mimi(self) -> Tensor:
+        return self.model.codec_model.encode_frames(self.samples, self.state.codec)[..., 0]
+
+    def _logits(self) -> Tensor:
+        return self.model.lm_head(self.model.step(self.tokens, self.codes, self.state))
+
+
+class _Theirs(_Side):
+    """As transformers' `generate` steps, with its caches."""
+
+    def __init__(self, model: Any, streams: int, full: bool = True) -> None:
+        super().__init__(model, streams)
+        import transformers
+
+        config, codec = model.config, model.config.codec_config
+        self.written, self.heard = (transformers.DynamicCache(config=c) for c in (config, codec))
+        self.padding: Any = None
+        if full:
+            self._fill(self.written, config, streams, model.dtype)
+            self._fill(self.heard, codec, streams, torch.float32)
+
+    def _fill(self, cache: Any, config: Any, streams: int, dtype: torch.dtype) -> None:
+        shape = streams, config.num_key_value_heads, config.sliding_window, config.head_dim
+        for layer in range(config.num_hidden_layers):
+            zeros = torch.zeros(shape, dtype=dtype, device=self.device)
+            cache.update(zeros, zeros, layer)
+
+    def _mimi(self) -> Tensor:
+        out = self.model.codec_model.encode(
+            self.samples, encoder_past_key_values=self.heard, padding_cache=self.padding, use_streaming=True
+        )
+        self.heard, self.padding = out.encoder_past_key_values, out.padding_cache
+        return out.audio_codes[..., 0]
+
+    def _logits(self) -> Tensor:
+        ids = torch.cat((self.tokens[:, None, None], self.codes[:, None]), 2)
+        return self.model(input_ids=ids, past_key_values=self.written, use_cache=True).logits[:, -1]
