@@ -382,11 +382,13 @@ def test_who_no_longer_waits_in_asyncio_holds_nobody_up(waits: bool) -> None:
     closing.start()
     closing.join(60)
     assert not closing.is_alive() and made.pool.in_use == made.pool.reserved == 0
+    assert made.summary().cancelled == 4
     with pytest.raises(CancelledError):
         given_up.result(0)
 
 
 def test_cancelled_requests_end_at_once_and_the_others_go_on() -> None:
+    cancelled: list[bool] = []
     with engine() as e:
         gone = [e.submit(clip(20.0, n), max_new_tokens=150) for n in range(4)]
         stays = e.submit(clip(1.0), max_new_tokens=5)
@@ -396,7 +398,11 @@ def test_cancelled_requests_end_at_once_and_the_others_go_on() -> None:
                 handle.result(60)
         assert stays.result(60).text == alone("moonshine", clip(1.0), max_new_tokens=5).text
         assert not stays.cancel() and not gone[0].cancel()
-        assert e.summary().cancelled == 4
+        # At the last moment, when all is written.
+        late = [e.submit(clip(1.0), max_new_tokens=5, progress=lambda *_: cancelled.append(late[0].cancel()))]
+        with pytest.raises(CancelledError):
+            late[0].result(60)
+        assert cancelled == [True] and e.summary().cancelled == 5
 
 
 def test_closing_finishes_or_gives_up() -> None:
@@ -459,6 +465,7 @@ def test_times_and_progress_are_told() -> None:
     with engine("cohere") as e:
         result = e.submit(clip(12.0), max_new_tokens=5, progress=lambda *seconds: told.append(seconds)).result(60)
         timing, done = result.timing, e.summary()
+        assert 0 < e.submit(clip(1.0), max_new_tokens=1).result(60).timing.decoded
     assert [total for _, total in told] == [12.0] * len(told) and told[-1][0] == 12.0 and len(told) == 3
     assert timing.audio == 12.0 and 0 < timing.encoded <= timing.total and 0 < timing.features <= timing.total
     assert 0 < timing.decoded <= timing.total and timing.realtime == 12.0 / timing.total
