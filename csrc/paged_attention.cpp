@@ -1,6 +1,6 @@
-// paged_attention on the CPU: a key/value head of a row at a time, whose queries pass its pages once, a run of keys after
-// the other, with a running softmax (Milakov and Gimelshein 2018). Nothing of a page is copied but what has to become
-// float32.
+// paged_attention on the CPU: the queries of a row pass the keys and values that it sees once, a run of them after the
+// other, with a running softmax (Milakov and Gimelshein 2018). Nothing of a page is copied but what registers cannot be
+// loaded with as it lies.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -17,9 +17,13 @@
 namespace fastspeech {
 namespace {
 
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 
 constexpr int64_t RUN = 64;          // keys that are seen together
+constexpr int64_t SPACE = RUN + 16;  // from one query's scores to the next one's
+constexpr int64_t MOST_LANES = 16;   // of each_simd.h
 constexpr int64_t GRAIN = 1 << 15;   // products that one thread has sooner than others are woken
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
@@ -28,33 +32,17 @@ struct Range {
   int64_t first, last;
 };
 
-// Keys and values of consecutive positions, as float32.
-struct Run {
-  const float* keys[RUN];
-  const float* values[RUN];
-  int64_t position, count;
+// Keys or values of consecutive slots of a page, one head's.
+template <class P>
+struct Slots {
+  const P* first;
+  int64_t step, count;
+
+  const P* of(int64_t slot) const { return first + slot * step; }
 };
 
 struct Softmax {
   float largest = NEVER, sum = 0.0f;
-
-  // Turn the scores of a run into weights, 0 for what is out of range. Returns the factor of all weights before.
-  float take(float* scores, const Run& run, const Range& range) {
-    const int64_t begin = std::clamp<int64_t>(range.first - run.position, 0, run.count);
-    const int64_t end = std::clamp<int64_t>(range.last + 1 - run.position, begin, run.count);
-    std::fill(scores, scores + begin, 0.0f);
-    std::fill(scores + end, scores + run.count, 0.0f);
-    if (begin == end) return 1.0f;
-    const float before = largest;
-    for (int64_t k = begin; k < end; ++k) largest = std::max(largest, scores[k]);
-    const float factor = before == NEVER ? 0.0f : std::exp(before - largest);
-    sum *= factor;
-    for (int64_t k = begin; k < end; ++k) {
-      scores[k] = std::exp(scores[k] - largest);
-      sum += scores[k];
-    }
-    return factor;
-  }
 };
 
 #define EACH_SIMD "paged_attention_row.h"
@@ -69,28 +57,27 @@ struct Attention {
   int64_t window;
   float scale;
   const float *key_scales, *value_scales;  // (key/value heads), or null
-  void* out;                          // (rows, tokens, heads, dims), dense
-  std::vector<float> cosines, sines;  // (rows, tokens, pairs), which all heads share
+  void* out;                               // (rows, tokens, heads, dims), dense
+  std::vector<float> cosines, sines;       // (rows, tokens, pairs), which all heads share
 };
-
-// A head's values where they are, if these are float32, dense and whole registers, and else in `room`.
-template <class P>
-const float* as_floats(const P* from, int64_t step, int64_t dims, int64_t width, float* room) {
-  if constexpr (std::is_same_v<P, float>)
-    if (step == 1 && dims == width) return from;
-  for (int64_t d = 0; d < dims; ++d) room[d] = static_cast<float>(from[d * step]);
-  return room;
-}
 
 // What a thread works in.
 struct Room {
-  std::vector<float> queries, results, keys, values;
+  std::vector<float> queries, results, slots;  // `width` apart
+  std::vector<float> scores;                   // SPACE apart
   std::vector<Range> ranges;
   std::vector<Softmax> softmax;
-
-  Room(int64_t count, int64_t width)
-      : queries(count * width), results(count * width), keys(RUN * width), values(RUN * width), ranges(count) {}
 };
+
+// What is read into registers without help.
+template <class P>
+constexpr bool READABLE = std::is_same_v<P, float> || std::is_same_v<P, BFloat16>;
+
+// Whether a head's values can be read where they lie: they are dense, and a register of any processor is not too wide.
+template <class P>
+bool in_place(const Attention& a) {
+  return READABLE<P> && a.of_keys.of[3] == 1 && a.of_values.of[3] == 1 && a.places.dims >= MOST_LANES;
+}
 
 template <class T>
 void take_query(const Attention& a, int64_t row, int64_t token, int64_t head, float scale, float* query) {
@@ -112,45 +99,90 @@ void take_query(const Attention& a, int64_t row, int64_t token, int64_t head, fl
   }
 }
 
-template <class T, class P>
-void attend_head(const Attention& a, int64_t row, int64_t kv_head, int64_t width, Room& room) {
-  static const auto attend = BEST_SIMD(attend);
+// Positions that any query of a row sees; none where last < first.
+Range seen_by(const Attention& a, int64_t row) {
   const Places& at = a.places;
-  const int64_t group = a.heads / at.heads, count = at.tokens * group, dims = at.dims;
   const int64_t position = at.positions[row], last = position + at.tokens - 1;
+  if (last < 0 || (a.causal && position < 0)) return {0, -1};
   const int64_t held = std::max<int64_t>(0, last - at.page_size * at.columns + 1);
-  const float scale = a.scale * (a.key_scales == nullptr ? 1.0f : a.key_scales[kv_head]);
-  const float value_scale = a.value_scales == nullptr ? 1.0f : a.value_scales[kv_head];
-  const bool idle = last < 0 || (a.causal && position < 0);
-  room.softmax.assign(count, Softmax());
-  std::fill(room.results.begin(), room.results.end(), 0.0f);
-  if (!idle) {
-    for (int64_t q = 0; q < count; ++q) {
-      const int64_t token = q / group, own = position + token;
-      take_query<T>(a, row, token, kv_head * group + q % group, scale, room.queries.data() + q * width);
-      room.ranges[q] = {a.window ? std::max(held, own - a.window + 1) : held, a.causal ? own : last};
-    }
-    for (int64_t next = room.ranges[0].first; next <= last;) {
-      const int64_t page = at.page(row, next), slot = at.slot(next);
-      Run run;
-      run.position = next;
-      run.count = std::min({RUN, at.page_size - slot, last - next + 1});
-      const P* key = static_cast<const P*>(a.keys) + a.of_keys.at(page, kv_head, slot);
-      const P* value = static_cast<const P*>(a.values) + a.of_values.at(page, kv_head, slot);
-      for (int64_t k = 0; k < run.count; ++k) {
-        const P *its_key = key + k * a.of_keys.of[2], *its_value = value + k * a.of_values.of[2];
-        run.keys[k] = as_floats(its_key, a.of_keys.of[3], dims, width, room.keys.data() + k * width);
-        run.values[k] = as_floats(its_value, a.of_values.of[3], dims, width, room.values.data() + k * width);
-      }
-      attend(run, room.queries.data(), count, width, room.ranges.data(), room.softmax.data(), room.results.data());
-      next += run.count;
-    }
-  }
+  return {a.window ? std::max(held, position - a.window + 1) : held, last};
+}
+
+// Slots of keys or values, in what `room` has where they cannot be read where they lie.
+template <class P, class Do>
+void with_slots(const Attention& a, const P* from, const Strides& strides, int64_t count, int64_t width, float* room,
+                const Do& run) {
+  if constexpr (READABLE<P>)
+    if (in_place<P>(a)) return run(Slots<P>{from, strides.of[2], count}, a.places.dims);
+  for (int64_t slot = 0; slot < count; ++slot)
+    for (int64_t d = 0; d < a.places.dims; ++d)
+      room[slot * width + d] = static_cast<float>(from[slot * strides.of[2] + d * strides.of[3]]);
+  run(Slots<float>{room, width, count}, width);
+}
+
+// The key/value heads from `first` up to `end` of a row, run by run: of a page, all heads lie side by side.
+template <class T, class P>
+void attend_row(const Attention& a, int64_t row, int64_t first, int64_t end, int64_t width, Room& room) {
+  const Places& at = a.places;
+  static const auto take = BEST_SIMD(take);
+  const int64_t group = a.heads / at.heads, count = at.tokens * group, dims = at.dims, heads = end - first;
+  const Range seen = seen_by(a, row);
+  room.queries.assign(heads * count * width, 0.0f);
+  room.results.assign(heads * count * width, 0.0f);
+  room.scores.resize(heads * count * SPACE);
+  room.slots.assign(RUN * width, 0.0f);
+  room.softmax.assign(heads * count, Softmax());
+  room.ranges.resize(count);
   for (int64_t q = 0; q < count; ++q) {
-    const int64_t token = q / group, head = kv_head * group + q % group;
-    T* out = static_cast<T*>(a.out) + ((row * at.tokens + token) * a.heads + head) * dims;
-    const float share = room.softmax[q].sum == 0.0f ? 0.0f : value_scale / room.softmax[q].sum;
-    for (int64_t d = 0; d < dims; ++d) out[d] = static_cast<T>(room.results[q * width + d] * share);
+    const int64_t own = at.positions[row] + q / group;
+    const int64_t held = seen.last - at.page_size * at.columns + 1;
+    room.ranges[q] = {std::max({int64_t(0), held, a.window ? own - a.window + 1 : 0}), a.causal ? own : seen.last};
+  }
+  for (int64_t item = 0; item < heads * count; ++item) {
+    const int64_t q = item % count, kv_head = first + item / count, head = kv_head * group + q % group;
+    const float scale = a.scale * (a.key_scales == nullptr ? 1.0f : a.key_scales[kv_head]);
+    take_query<T>(a, row, q / group, head, scale, room.queries.data() + item * width);
+  }
+  // Of a page, what the heads have lies side by side: one after the other they make streams that memory is fast at.
+  for (int64_t begin = seen.first; begin <= seen.last; begin += RUN) {
+    const int64_t many = std::min(RUN, seen.last - begin + 1);
+    const auto each_slots = [&](const void* pages, const Strides& strides, const auto& run) {
+      for (int64_t next = 0, more; next < many; next += more) {
+        const int64_t page = at.page(row, begin + next), slot = at.slot(begin + next);
+        more = std::min(at.page_size - slot, many - next);
+        const int64_t after = std::min(begin + next + more, seen.last);
+        const P* soon = static_cast<const P*>(pages) + strides.at(at.page(row, after), first, at.slot(after));
+        for (int64_t head = 0; head < heads; ++head) {
+          // The beginning of a stream is what the processor cannot foresee.
+          __builtin_prefetch(soon + head * strides.of[1]);
+          __builtin_prefetch(soon + head * strides.of[1] + 64 / sizeof(P));
+          const P* from = static_cast<const P*>(pages) + strides.at(page, first + head, slot);
+          with_slots(a, from, strides, more, width, room.slots.data(),
+                     [&](const auto& slots, int64_t dims) { run(slots, dims, head * count, next); });
+        }
+      }
+    };
+    each_slots(a.keys, a.of_keys, [&](const auto& slots, int64_t dims, int64_t item, int64_t next) {
+      static const auto score = BEST_SIMD(score<std::decay_t<decltype(*slots.first)>>);
+      score(slots, room.queries.data() + item * width, count, dims, width, room.scores.data() + item * SPACE + next);
+    });
+    for (int64_t item = 0; item < heads * count; ++item) {
+      const Range& range = room.ranges[item % count];
+      const float factor = take(room.softmax[item], room.scores.data() + item * SPACE, begin, many, range);
+      if (factor != 1.0f)
+        for (int64_t d = 0; d < width; ++d) room.results[item * width + d] *= factor;
+    }
+    each_slots(a.values, a.of_values, [&](const auto& slots, int64_t dims, int64_t item, int64_t next) {
+      static const auto add = BEST_SIMD(add<std::decay_t<decltype(*slots.first)>>);
+      add(slots, room.scores.data() + item * SPACE + next, count, dims, width, room.results.data() + item * width);
+    });
+  }
+  for (int64_t item = 0; item < heads * count; ++item) {
+    const int64_t q = item % count, kv_head = first + item / count, head = kv_head * group + q % group;
+    T* out = static_cast<T*>(a.out) + ((row * at.tokens + q / group) * a.heads + head) * dims;
+    const float scale = a.value_scales == nullptr ? 1.0f : a.value_scales[kv_head];
+    const float sum = room.softmax[item].sum, share = sum == 0.0f ? 0.0f : scale / sum;
+    for (int64_t d = 0; d < dims; ++d) out[d] = static_cast<T>(room.results[item * width + d] * share);
   }
 }
 
@@ -168,16 +200,28 @@ void turn_all(Attention& a) {
   });
 }
 
+// The threads share what is seen of all rows, in pieces of a head of a row.
 template <class T, class P>
 void attend_all(const Attention& a) {
   const Places& at = a.places;
-  const int64_t count = at.tokens * (a.heads / at.heads);
-  const int64_t width = (at.dims + 15) / 16 * 16;  // whole registers, also of the widest
-  const int64_t work = std::max<int64_t>(1, at.page_size * at.columns * at.dims * count);
-  const int64_t grain = std::max<int64_t>(1, GRAIN / work);
-  torch::stable::parallel_for(0, at.rows * at.heads, grain, [&](int64_t begin, int64_t end) {
-    Room room(count, width);
-    for (int64_t item = begin; item < end; ++item) attend_head<T, P>(a, item / at.heads, item % at.heads, width, room);
+  const int64_t width = (at.dims + MOST_LANES - 1) / MOST_LANES * MOST_LANES;
+  std::vector<int64_t> pieces(at.rows), starts(at.rows + 1);
+  for (int64_t row = 0; row < at.rows; ++row) {
+    const Range seen = seen_by(a, row);
+    pieces[row] = std::max<int64_t>(1, seen.last - seen.first + 1);
+    starts[row + 1] = starts[row] + pieces[row] * at.heads;
+  }
+  const int64_t products = std::max<int64_t>(1, at.dims * at.tokens * (a.heads / at.heads));
+  const int64_t grain = std::max<int64_t>(1, GRAIN / products);
+  torch::stable::parallel_for(0, starts.back(), grain, [&](int64_t begin, int64_t end) {
+    Room room;
+    for (int64_t row = 0; row < at.rows; ++row) {
+      const auto heads_before = [&](int64_t where) {
+        return std::clamp<int64_t>((where - starts[row] + pieces[row] - 1) / pieces[row], 0, at.heads);
+      };
+      const int64_t first = heads_before(begin), last = heads_before(end);
+      if (first < last) attend_row<T, P>(a, row, first, last, width, room);
+    }
   });
 }
 
@@ -217,9 +261,9 @@ void paged_attention_cpu(const Tensor& q, const Tensor& key_pages, const Tensor&
     case ScalarType::Float:
       return attend_by<float>(attention, eight_bits);
     case ScalarType::BFloat16:
-      return attend_by<torch::headeronly::BFloat16>(attention, eight_bits);
+      return attend_by<BFloat16>(attention, eight_bits);
     case ScalarType::Half:
-      return attend_by<torch::headeronly::Half>(attention, eight_bits);
+      return attend_by<Half>(attention, eight_bits);
     default:
       STD_TORCH_CHECK(false, "paged_attention takes float32, bfloat16 and float16");
   }
