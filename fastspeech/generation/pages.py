@@ -19,12 +19,16 @@ class PagePool:
     `reserve` says beforehand whether a request can be served to its end.
 
     Args:
-        layers, kv_heads, head_dim, dtype, device: of what is stored.
+        layers, kv_heads, head_dim, dtype, device: of what is stored. The dtype is that of the keys and values, or
+            float8_e4m3fn.
         pages: how many there are.
         page_size: tokens of a page.
+        scales: (layers, 2, kv_heads) float32, what keys and values are divided by in the pages (see `page_append`);
+            None for 1.
 
     Attributes:
         keys, values: (layers, pages, kv_heads, page_size, head_dim).
+        scales: of each layer's keys and of its values, (kv_heads,) or None.
         in_use: pages that somebody refers to.
         reserved: pages that are in use or promised.
     """
@@ -39,9 +43,12 @@ class PagePool:
         page_size: int = 16,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        scales: Tensor | None = None,
     ) -> None:
         shape = (2, layers, pages, kv_heads, page_size, head_dim)
         self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
+        by_layer = [(None, None)] * layers if scales is None else [layer.unbind() for layer in scales.to(device)]
+        self.scales: list[tuple[Tensor | None, ...]] = by_layer
         self.page_size = page_size
         self.reserved = 0
         self._references = [0] * pages

@@ -51,16 +51,17 @@ def through(decoder: Decoder, steps: list[Step], pool: PagePool, input_ids: Tens
     x, h, rotate = entry.x, entry.h, entry.rotate
     heads, head_dim = decoder.heads, decoder.head_dim
     sizes = [heads, decoder.kv_heads, decoder.kv_heads]
-    for step, keys, values in zip(steps, pool.keys, pool.values, strict=True):
+    for step, keys, values, (of_keys, of_values) in zip(steps, pool.keys, pool.values, pool.scales, strict=True):
+        scales = {"key_scales": of_keys, "value_scales": of_values}
         by_head = step.qkv(h).view(rows, count, -1, head_dim)
         if rotate is not None:
             by_head = rotate(by_head)
         q, k, v = by_head.split(sizes, dim=2)
-        page_append(k, v, keys, values, places.table, places.positions)
-        y = paged_attention(q, keys, values, places.table, places.positions)
+        page_append(k, v, keys, values, places.table, places.positions, **scales)
+        y = paged_attention(q, keys, values, places.table, places.positions, **scales)
         x, h = step.norm_cross(x, step.out(y.flatten(2)))
         q = step.cross_q(h).view(rows, count, heads, head_dim)
-        y = paged_attention(q, keys, values, places.cross_table, places.cross_positions, causal=False)
+        y = paged_attention(q, keys, values, places.cross_table, places.cross_positions, causal=False, **scales)
         x, h = step.norm_mlp(x, step.cross_out(y.flatten(2)))
         x, h = step.norm_next(x, step.mlp(h))
     return h
@@ -80,4 +81,15 @@ def hear(decoder: Decoder, encoded: Tensor, pool: PagePool, table: Tensor, count
     first = torch.zeros(len(encoded), dtype=torch.int64, device=encoded.device)
     keys, values = decoder.cross_keys_values(encoded)
     for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
-        page_append(k.transpose(1, 2), v.transpose(1, 2), pool.keys[layer], pool.values[layer], table, first, counts)
+        of_keys, of_values = pool.scales[layer]
+        page_append(
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            pool.keys[layer],
+            pool.values[layer],
+            table,
+            first,
+            counts,
+            key_scales=of_keys,
+            value_scales=of_values,
+        )
