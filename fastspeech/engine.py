@@ -27,6 +27,7 @@ from fastspeech.generation.beam import beam_search
 from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.sampling import sample
 from fastspeech.layers import paged
+from fastspeech.layers.writer import Writer
 from fastspeech.outputs import BaseModelOutput
 from fastspeech.recognition import PROMPT_OPTIONS, Chunk, Recogniser, Recording
 from fastspeech.requests import Handle, Job, Request, Result, Summary, Timing, together
@@ -122,6 +123,7 @@ class Engine:
         kind = {"page_size": page_size, "dtype": dtype, "device": weight.device}
         with torch.inference_mode(False):
             self.pool = PagePool(*sizes, pages, **kind)
+        self._writer = Writer(model, self.pool, max_rows)
 
         self._lock = threading.Condition()
         self._ready: deque[Job] = deque()
@@ -334,9 +336,11 @@ class Engine:
         if seated:
             # Weights are read once a step for all rows: those that are free are filled first.
             return
+        self._write([job for job in self._running if not hasattr(job, "search")])
         by_count: dict[int, list[Job]] = {}
         for job in self._running:
-            by_count.setdefault(job.ask.input_ids.shape[1], []).append(job)
+            if hasattr(job, "search"):
+                by_count.setdefault(job.ask.input_ids.shape[1], []).append(job)
         for jobs in by_count.values():
             self._read(jobs)
         self._done["peak"] = max(self._done["peak"], self.pool.in_use)
@@ -411,6 +415,10 @@ class Engine:
                 self._lay_out(self.max_rows)
             job.cache = PagedCache(self.pool, plan.beams, plan.max_length - 1, frames)
             paged.listen(self._decoder, job.encoded, [job.cache])
+            if self._writer.takes(plan):
+                self._writer.add(job, job.cache, job.prompt, plan)
+                self._running.append(job)
+                return True
             if plan.do_sample:
                 generator = torch.Generator(job.prompt.device)
                 seed = generator.seed() if job.request.seed is None else job.request.seed
@@ -424,6 +432,25 @@ class Engine:
         self._running.append(job)
         self._go_on(job, None)
         return True
+
+    def _write(self, jobs: list[Job]) -> None:
+        """Let the texts that need no search be written on."""
+        if not jobs:
+            return
+        began = time.perf_counter()
+        ended = self._writer.write()
+        spent = time.perf_counter() - began
+        for job in jobs:
+            job.request.spend("decoded", spent)
+        for job, outcome in ended:
+            if isinstance(outcome, Exception):
+                self._drop(job, outcome)
+                continue
+            self._done["tokens"] += len(outcome) - 1  # the last is not read
+            try:
+                self._finish(job, outcome[None])
+            except BaseException as error:
+                self._drop(job, error)
 
     def _read(self, jobs: list[Job]) -> None:
         """Read what searches ask for, as many tokens for each, and let them go on."""
@@ -469,7 +496,7 @@ class Engine:
         if any(request.details):
             first = recogniser.first(request.options, prompt_length)
             inputs = {"encoder_outputs": BaseModelOutput(job.encoded)}
-            recogniser.read_again([chunk], inputs, row, first, with_words=request.details[0])
+            recogniser.read_again([chunk], inputs, row.to(job.encoded.device), first, with_words=request.details[0])
         self._leave(job)
         with self._lock:
             self._audio += self._seconds(job)
@@ -498,6 +525,7 @@ class Engine:
         # Of what a job comes to later, that which it has come to.
         if hasattr(job, "search"):
             job.search.close()
+        self._writer.remove(job)
         if hasattr(job, "cache"):
             job.cache.free()
         with self._lock:

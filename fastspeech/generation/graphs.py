@@ -40,6 +40,10 @@ class Graphs:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._recorded
 
+    def clear(self) -> None:
+        """Forget what was recorded: it would read memory that is no longer what it was."""
+        self._recorded.clear()
+
     def record(self, key: Hashable, function: Callable[[], None]) -> None:
         """Make `function` what `key` stands for. On a GPU it is called twice, once to compile what it launches and once
         to record that; elsewhere once, for what it prepares."""
@@ -48,7 +52,7 @@ class Graphs:
         else:
             function()
             self._recorded[key] = _Replay(function, [])
-        self.replays[key] = 0
+        self.replays.setdefault(key, 0)
 
     def run(self, key: Hashable) -> None:
         """Launch what was recorded under `key`, on the current stream."""

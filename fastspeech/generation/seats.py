@@ -103,6 +103,52 @@ class Seats:
         each = [plan.max_length] * rows if plan.limits is None else plan.limits
         self.limits[:rows] = upload(torch.tensor(each), prompt.device)
 
+    def join(
+        self, seats: Sequence[int], prompt: Tensor, plans: Sequence[Plan], frames: Sequence[int], *tables: Tensor
+    ) -> None:
+        """Begin further texts, in lines of the same numbers as their seats.
+
+        Args:
+            seats: k idle ones.
+            prompt: (k, n) int64, of which the pages hold all but the last token.
+            plans, frames: of each text.
+            tables: the pages of the texts and of their frames, each (k, columns) int32.
+        """
+        device = self._state.device
+        count = prompt.shape[1]
+        told = [
+            (seat, count, plan.max_length if plan.limits is None else plan.limits[0], heard, seat)
+            for seat, plan, heard in zip(seats, plans, frames, strict=True)
+        ]
+        ends = [[*plan.eos, *[-1] * (self.ends.shape[1] - len(plan.eos))] for plan in plans]
+        at, lengths, limits, heard, lines = upload(torch.tensor(told), device).T
+        self.ends[at] = upload(torch.tensor(ends), device)
+        for table, given in zip((self.table, self.cross_table), tables, strict=True):
+            table[:, : given.shape[1]][at] = given
+        self.written[:, :count][at] = prompt
+        self._state[:, at] = torch.stack((prompt[:, -1], lengths, limits, heard, lines))
+
+    def leave(self, seat: int) -> None:
+        """End the text at a seat."""
+        self.limits[seat] = 0
+
+    def wider(self, columns: int, cross_columns: int, length: int, ends: int) -> "Seats":
+        """Seats with room for as much, and for what there is here, with the texts as they are."""
+        sizes = map(max, (columns, cross_columns, length, ends), (*self._widths(), self.length, self.ends.shape[1]))
+        made = Seats(self._read, self.rows, *sizes, self._state.device)
+        for name in ("_state", "ends", "table", "cross_table", "written"):
+            held = getattr(self, name)
+            getattr(made, name)[:, : held.shape[1]] = held
+        return made
+
+    def fits(self, columns: int, cross_columns: int, length: int, ends: int) -> bool:
+        """Whether there is room for a text of so many pages, tokens and ends."""
+        widths = *self._widths(), self.length, self.ends.shape[1]
+        return all(more <= held for more, held in zip((columns, cross_columns, length, ends), widths, strict=True))
+
+    def _widths(self) -> tuple[int, int]:
+        return self.table.shape[1], self.cross_table.shape[1]
+
     def step(self, rows: int) -> None:
         """Write a token of each text at the first `rows` seats. An idle seat stays as it is."""
         tokens, lengths, limits, frames, lines = self._state[:, :rows].unbind()
@@ -140,8 +186,12 @@ class Seats:
         self.limits.copy_(held)
 
     def look(self) -> "Look":
-        """What can be known of the texts once the steps so far were taken."""
+        """The lengths and limits at all seats, (2, rows), as they are once the steps so far were taken."""
         return Look(self._state[1:3])
+
+    def look_at_texts(self) -> "Look":
+        """The texts themselves, (rows, length), likewise."""
+        return Look(self.written)
 
     def move(self, seats: Sequence[int], bucket: int) -> None:
         """Let the texts at `seats` take the first seats, in this order, and no others the further ones of a bucket."""
@@ -162,7 +212,7 @@ class Seats:
             before, look = self.look(), before
             if look is None:
                 continue
-            lengths, limits = look.known()
+            lengths, limits = look.known().tolist()
             longest = max(longest, *lengths[:rows])
             running = [seat for seat in range(rows) if lengths[seat] < limits[seat]]
             if not running:
@@ -171,11 +221,11 @@ class Seats:
                 self.move(running, self.bucket(len(running)))
                 # What it tells is of other seats.
                 rows, before = len(running), None
-        return max(longest, *self.look().known()[0][:rows])
+        return max(longest, *self.look().known()[0, :rows].tolist())
 
 
 class Look:
-    """A copy of lengths and limits that is on its way to the host."""
+    """A copy of what is on the device, on its way to the host."""
 
     def __init__(self, told: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -186,9 +236,8 @@ class Look:
         else:
             self._told = told.clone()
 
-    def known(self) -> tuple[list[int], list[int]]:
-        """The lengths and the limits of all seats, when they have come."""
+    def known(self) -> Tensor:
+        """It, when it has come."""
         if self._event is not None:
             self._event.synchronize()
-        lengths, limits = self._told.tolist()
-        return lengths, limits
+        return self._told

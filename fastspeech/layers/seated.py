@@ -119,7 +119,7 @@ class Seated(Kept):
     def _room(self, need: Sizes, model: Any) -> Written:
         fits = all(more <= held for more, held in zip(need, self._sizes, strict=True))
         if not fits or dispatch.backend() != self._backend:
-            grown = Sizes(*map(max, map(_roomy, need), self._sizes))
+            grown = Sizes(*map(max, map(roomy, need), self._sizes))
             self.drop()  # before as much again is taken
             self._sizes, self._backend = grown, dispatch.backend()
         sources = [*model.model.decoder.parameters(), *model.get_output_embeddings().parameters()]
@@ -137,7 +137,7 @@ class Seated(Kept):
         return Written(steps, pool, self.seats)
 
 
-def _roomy(count: int) -> int:
+def roomy(count: int) -> int:
     """A little more, so that what grows slowly is seldom made anew: the next of four numbers between powers of two."""
     step = max(1 << (count - 1).bit_length() >> 3, 1)
     return max(-(-count // step) * step, 4)

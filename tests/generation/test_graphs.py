@@ -432,4 +432,4 @@ class TestOnAGPU:
             look = made.look()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert look.known()[0][:3] == [25, 25, 25]
+        assert look.known()[0, :3].tolist() == [25, 25, 25]

@@ -1,0 +1,151 @@
+"""The engine's greedy texts on the device alone, on the CPU: as elsewhere, with searches, cancellations and faults."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from test_engine import TINY, alone, clip, ears, engine, options_at_random
+
+from fastspeech.generation.seats import Seats
+from fastspeech.layers.writer import Writer
+from tests.generation.tape import WAYS, as_on_a_device, as_on_a_gpu
+
+
+@pytest.fixture(autouse=True)
+def plain_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Rules and beams keep texts from being written on the device; two of the little models have them of their own."""
+
+    def plain(make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        model, processor = make()
+        model.generation_config.suppress_tokens, model.generation_config.num_beams = None, 1
+        return model, processor
+
+    for name, make in dict(TINY).items():
+        monkeypatch.setitem(TINY, name, partial(plain, make))
+    ears.cache_clear()
+    yield
+    ears.cache_clear()
+
+
+def requests_at_random(name: str, count: int, seed: int) -> list[tuple[Any, dict[str, Any]]]:
+    chance = random.Random(seed)
+    asked = []
+    for number in range(count):
+        options = options_at_random(chance, name)
+        asked.append((clip(min(6.0**chance.random() * 0.4, 3.0 if "seed" in options else 9.0), number), options))
+    return asked
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", TINY)
+def test_requests_at_random_are_as_without_seats(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy texts and all else, in a pool that grows, with some cancelled on the way."""
+    asked = requests_at_random(name, 14, 1)
+    expected = [alone(name, audio, **options) for audio, options in asked]
+    WAYS[way](monkeypatch)
+    with engine(name, memory=1 << 20, max_rows=6) as e:
+        handles = []
+        for number, (audio, options) in enumerate(asked):
+            handles.append(e.submit(audio, **options))
+            if number % 5 == 2:
+                handles[-1].cancel()
+            if number % 4 == 3:
+                time.sleep(0.02)
+        for number, (handle, one) in enumerate(zip(handles, expected, strict=True)):
+            if number % 5 == 2 and handle._request.cancelled:
+                with pytest.raises(CancelledError):
+                    handle.result(120)
+                continue
+            found = handle.result(120).transcript
+            assert [s.text for s in found.segments] == [s.text for s in one.segments], asked[number][1]
+            assert found.truncated == one.truncated
+            words = [(w.text, w.start) for s in found.segments for w in s.words]
+            assert words == [(w.text, w.start) for s in one.segments for w in s.words]
+        seats = e._writer._seats
+        assert seats is not None and sum(seats.graphs.replays.values()) > 10
+        assert not any(e._writer._at) and e.summary().tokens > 50
+
+
+def test_a_step_is_recorded_again_where_the_pool_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [alone("moonshine", clip(1.0, n), max_new_tokens=40).text for n in range(4)]
+    log = as_on_a_gpu(monkeypatch)
+    with engine("moonshine", max_rows=4) as e:
+        for n in (0, 1):
+            assert e.submit(clip(1.0, n), max_new_tokens=40).result(60).text == expected[n]
+        recorded = len(log)
+        assert e.submit(clip(1.0, 2), max_new_tokens=40).result(60).text == expected[2]
+        assert len(log) == recorded
+        e.pool.grow(2 * e.pool.pages)
+        assert e.submit(clip(1.0, 3), max_new_tokens=40).result(60).text == expected[3]
+        assert len(log) == recorded + 4
+
+
+def test_a_text_joins_wider_seats_while_others_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One much longer than those that the seats were made for, behind one that is under way."""
+    asked = [(clip(5.0, 0), 190), (clip(15.0, 1), 190), (clip(0.5, 2), 9)]
+    expected = [alone("moonshine", audio, max_new_tokens=most).text for audio, most in asked]
+    as_on_a_device(monkeypatch)
+    with engine("moonshine", max_rows=4) as e:
+        handles = [e.submit(asked[0][0], max_new_tokens=190)]
+        before = e._writer
+        while before._seats is None or not before._seats.lengths[0] > 4:
+            time.sleep(0.001)
+        narrow = before._seats
+        handles += [e.submit(audio, max_new_tokens=most) for audio, most in asked[1:]]
+        assert [handle.result(60).text for handle in handles] == expected
+        assert before._seats is not narrow and before._seats.length >= 98 > narrow.length
+
+
+def test_an_error_of_a_prompt_is_of_its_texts_and_of_a_step_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [alone("moonshine", clip(1.0, n), max_new_tokens=20).text for n in range(3)]
+    as_on_a_device(monkeypatch)
+    join, step = Seats.join, Seats.step
+    failing = {"join": True, "step": False}
+
+    def joined(self: Seats, at: Any, *rest: Any) -> None:
+        if failing["join"]:
+            failing["join"] = False
+            raise torch.OutOfMemoryError("no memory")
+        join(self, at, *rest)
+
+    def stepped(self: Seats, rows: int) -> None:
+        if failing["step"]:
+            raise torch.OutOfMemoryError("no memory")
+        step(self, rows)
+
+    monkeypatch.setattr(Seats, "join", joined)
+    monkeypatch.setattr(Seats, "step", stepped)
+    with engine("moonshine", max_rows=4) as e:
+        with pytest.raises(torch.OutOfMemoryError):
+            e.submit(clip(1.0, 0), max_new_tokens=20).result(60)
+        assert e.submit(clip(1.0, 1), max_new_tokens=20).result(60).text == expected[1]
+        failing["step"] = True
+        with pytest.raises(torch.OutOfMemoryError):
+            e.submit(clip(1.0, 0), max_new_tokens=20).result(60)
+        failing["step"] = False
+        assert e.submit(clip(1.0, 2), max_new_tokens=20).result(60).text == expected[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", TINY)
+def test_on_a_gpu_texts_are_those_of_steps_of_searches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastspeech import Engine
+
+    asked = requests_at_random(name, 20, 2)
+    texts = []
+    for seated in (True, False):
+        if not seated:
+            monkeypatch.setattr(Writer, "takes", lambda self, plan: False)
+        model, processor = TINY[name]()
+        with Engine(model.to("cuda"), processor, memory=1 << 24, max_rows=8) as e:
+            handles = [e.submit(audio, **options) for audio, options in asked if "seed" not in options]
+            texts.append([handle.result(120).text for handle in handles])
+            if seated:
+                assert sum(e._writer._seats.graphs.replays.values()) > 10
+    assert texts[0] == texts[1]
