@@ -22,7 +22,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 LIBRARY = "fastspeech.kernels.libfastspeech"
-CPU_SOURCES = ["csrc/ops.cpp", "csrc/paged_attention.cpp", "csrc/pages.cpp", "csrc/residual_vq.cpp"]
+CPU_SOURCES = [
+    "csrc/ops.cpp",
+    "csrc/paged_attention.cpp",
+    "csrc/pages.cpp",
+    "csrc/residual_vq.cpp",
+    "csrc/tiled_linear.cpp",
+]
 CUDA_SOURCES = ["csrc/ops_cuda.cpp", "csrc/pages.cu", "csrc/residual_vq.cu"]
 TORCH_TARGET = "0x020b000000000000"  # 2.11
 GPUS = (80, 90, 100)

@@ -15,6 +15,7 @@ STABLE_TORCH_LIBRARY(fastspeech_csrc, library) {
       "paged_attention(Tensor q, Tensor key_pages, Tensor value_pages, Tensor? table, Tensor positions, "
       "Tensor? inv_freq, bool interleaved, bool causal, int window, float scale, "
       "Tensor? key_scales, Tensor? value_scales, Tensor(a!) out) -> ()");
+  library.def("tiled_linear(Tensor x, Tensor tiles, Tensor? bias, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
@@ -22,4 +23,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
   library.impl("page_append", TORCH_BOX(&fastspeech::page_append_cpu));
   library.impl("page_fork", TORCH_BOX(&fastspeech::page_fork_cpu));
   library.impl("paged_attention", TORCH_BOX(&fastspeech::paged_attention_cpu));
+  library.impl("tiled_linear", TORCH_BOX(&fastspeech::tiled_linear_cpu));
 }

@@ -31,4 +31,7 @@ void paged_attention_cpu(const Tensor& q, const Tensor& key_pages, const Tensor&
                          double scale, const std::optional<Tensor>& key_scales,
                          const std::optional<Tensor>& value_scales, const Tensor& out);
 
+// x (rows, in), tiles (tiles, in, 32), bias (outputs) and out (rows, outputs) float32, all dense.
+void tiled_linear_cpu(const Tensor& x, const Tensor& tiles, const std::optional<Tensor>& bias, const Tensor& out);
+
 }  // namespace fastspeech

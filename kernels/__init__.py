@@ -19,6 +19,7 @@ from fastspeech.kernels.residual_layer_norm import residual_layer_norm
 from fastspeech.kernels.residual_rms_norm import residual_rms_norm
 from fastspeech.kernels.residual_vq import residual_vq
 from fastspeech.kernels.rope_attention import rope_attention
+from fastspeech.kernels.tiled_linear import tiled_linear
 
 __all__ = [
     "BACKENDS",
@@ -38,5 +39,6 @@ __all__ = [
     "residual_rms_norm",
     "residual_vq",
     "rope_attention",
+    "tiled_linear",
     "use_backend",
 ]

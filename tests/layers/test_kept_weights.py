@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fastspeech.kernels import use_backend
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import PackedLinear, direct
 from fastspeech.layers.relaid import Relaid
@@ -159,10 +160,11 @@ def test_copies_pickles_and_files_of_packed_maps(tmp_path: object) -> None:
 @needs_onednn
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("bias", [True, False])
-def test_relaid_maps_give_the_same_numbers(rows: int, bias: bool) -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_relaid_maps_give_the_same_numbers(rows: int, bias: bool, backend: str) -> None:
     module, relaid = maps(bias), Relaid()
     linears = list(module.values())
-    with torch.no_grad():
+    with torch.no_grad(), use_backend(backend):
         function = relaid.product(rows)(*linears)
         one = relaid.product(rows)(linears[0])
         for shape in ((rows,), (rows, 1), (1, rows), (3, 4)):
@@ -173,7 +175,8 @@ def test_relaid_maps_give_the_same_numbers(rows: int, bias: bool) -> None:
 
 @needs_onednn
 @pytest.mark.parametrize("rows", [1, 5])
-def test_relaid_maps_follow_writes(rows: int) -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_relaid_maps_follow_writes(rows: int, backend: str) -> None:
     class Layer(DerivingModule):
         def __init__(self) -> None:
             super().__init__()
@@ -183,7 +186,7 @@ def test_relaid_maps_follow_writes(rows: int) -> None:
 
     def check() -> None:
         linears = list(layer.maps.values())
-        with torch.no_grad():
+        with torch.no_grad(), use_backend(backend):
             found = layer.relaid.product(rows)(*linears)(x)
             torch.testing.assert_close(found, torch.cat([linear(x) for linear in linears], -1))
 
