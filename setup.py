@@ -27,6 +27,7 @@ CPU_SOURCES = [
     "csrc/paged_attention.cpp",
     "csrc/pages.cpp",
     "csrc/residual_vq.cpp",
+    "csrc/rope_attention.cpp",
     "csrc/tiled_linear.cpp",
 ]
 CUDA_SOURCES = ["csrc/ops_cuda.cpp", "csrc/pages.cu", "csrc/residual_vq.cu"]

@@ -16,6 +16,9 @@ STABLE_TORCH_LIBRARY(fastspeech_csrc, library) {
       "Tensor? inv_freq, bool interleaved, bool causal, int window, float scale, "
       "Tensor? key_scales, Tensor? value_scales, Tensor(a!) out) -> ()");
   library.def("tiled_linear(Tensor x, Tensor tiles, Tensor? bias, Tensor(a!) out) -> ()");
+  library.def(
+      "rope_attention(Tensor q, Tensor k, Tensor v, Tensor? q_cosines, Tensor? q_sines, Tensor? k_cosines, "
+      "Tensor? k_sines, Tensor? lengths, bool causal, int window, bool interleaved, float scale, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
@@ -24,4 +27,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
   library.impl("page_fork", TORCH_BOX(&fastspeech::page_fork_cpu));
   library.impl("paged_attention", TORCH_BOX(&fastspeech::paged_attention_cpu));
   library.impl("tiled_linear", TORCH_BOX(&fastspeech::tiled_linear_cpu));
+  library.impl("rope_attention", TORCH_BOX(&fastspeech::rope_attention_cpu));
 }

@@ -34,4 +34,10 @@ void paged_attention_cpu(const Tensor& q, const Tensor& key_pages, const Tensor&
 // x (rows, in), tiles (tiles, in, 32), bias (outputs) and out (rows, outputs) float32, all dense.
 void tiled_linear_cpu(const Tensor& x, const Tensor& tiles, const std::optional<Tensor>& bias, const Tensor& out);
 
+// Cosines and sines (batch or 1, tokens, pairs), float32, and lengths, int64, dense; out (batch, queries, heads, dims).
+void rope_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& q_cosines,
+                        const std::optional<Tensor>& q_sines, const std::optional<Tensor>& k_cosines,
+                        const std::optional<Tensor>& k_sines, const std::optional<Tensor>& lengths, bool causal,
+                        int64_t window, bool interleaved, double scale, const Tensor& out);
+
 }  // namespace fastspeech

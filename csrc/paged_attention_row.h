@@ -3,8 +3,6 @@
 // A head's dims are whole registers and, where these do not come out even, one that begins inside the last of them,
 // whose first lanes then do not count. So keys and values are read where they lie, and nothing behind them is touched.
 
-using Ints __attribute__((vector_size(LANES * sizeof(float)))) = int32_t;
-
 TARGET inline Lanes load(const BFloat16* at) {
   using Halves __attribute__((vector_size(LANES * sizeof(uint16_t)))) = uint16_t;
   Halves halves;
@@ -12,31 +10,11 @@ TARGET inline Lanes load(const BFloat16* at) {
   return reinterpret_cast<Lanes>(__builtin_convertvector(halves, Ints) << 16);
 }
 
-TARGET inline void store(float* at, const Lanes& lanes) { std::memcpy(at, &lanes, sizeof lanes); }
-
 // 0 in the first lanes of the last register, which the one before has too, and 1 in the others.
 TARGET inline Lanes new_lanes(int64_t dims) {
   Lanes lanes{};
   for (int64_t lane = LANES - dims % LANES; lane < LANES; ++lane) lanes[lane] = 1.0f;
   return lanes;
-}
-
-// exp of what is not positive, to 2 ulp; 0 where that would be below 2^-126.
-TARGET inline Lanes exp_of(const Lanes& x) {
-  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: whole numbers are all there is at its size
-  const Lanes shifted = x * 1.44269504f + ROUND;
-  const Lanes n = shifted - ROUND;
-  const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  // Cephes' expf (Moshier 1984).
-  Lanes y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * (r * r) + r + 1.0f;
-  const Ints power = (reinterpret_cast<Ints>(shifted) << 23) + (127 << 23);
-  const Lanes found = y * reinterpret_cast<Lanes>(power);
-  return reinterpret_cast<Lanes>(reinterpret_cast<Ints>(found) & ~(x <= -87.0f));
 }
 
 // Turn the scores of a run, behind which is room up to whole registers, into weights, 0 for what is out of range.

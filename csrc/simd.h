@@ -1,6 +1,7 @@
 // Registers of LANES values, in the namespace SIMD. Included by each_simd.h.
 
 using Lanes __attribute__((vector_size(LANES * sizeof(float)))) = float;
+using Ints __attribute__((vector_size(LANES * sizeof(float)))) = int32_t;
 using Unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias)) = float;
 
 // LANES values, or the `count` that are left of a vector and zeros.
@@ -9,6 +10,26 @@ TARGET inline Lanes load(const float* at, int64_t count = LANES) {
   Lanes lanes{};
   std::memcpy(&lanes, at, count * sizeof(float));
   return lanes;
+}
+
+TARGET inline void store(float* at, const Lanes& lanes) { std::memcpy(at, &lanes, sizeof lanes); }
+
+// exp of what is not positive, to 2 ulp; 0 where that would be below 2^-126.
+TARGET inline Lanes exp_of(const Lanes& x) {
+  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: whole numbers are all there is at its size
+  const Lanes shifted = x * 1.44269504f + ROUND;
+  const Lanes n = shifted - ROUND;
+  const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  // Cephes' expf (Moshier 1984).
+  Lanes y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  const Ints power = (reinterpret_cast<Ints>(shifted) << 23) + (127 << 23);
+  const Lanes found = y * reinterpret_cast<Lanes>(power);
+  return reinterpret_cast<Lanes>(reinterpret_cast<Ints>(found) & ~(x <= -87.0f));
 }
 
 TARGET inline Four fold(const Lanes& lanes) {

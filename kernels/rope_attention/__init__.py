@@ -35,10 +35,17 @@ def _triton_limits(q: Tensor, *rest: object) -> str | None:
     return None
 
 
+def _cuda_limits(q: Tensor, *rest: object) -> str | None:
+    return "float64 is served by the reference" if q.element_size() > 4 else None
+
+
 _op = Op(
     _reference,
     _fake,
-    (Implementation("triton", "fastspeech.kernels.rope_attention.triton", _triton_limits),),
+    (
+        Implementation("triton", "fastspeech.kernels.rope_attention.triton", _triton_limits),
+        Implementation("cuda", "fastspeech.kernels.rope_attention.cuda", _cuda_limits, on_cpu=True, on_cuda=False),
+    ),
 )
 
 
