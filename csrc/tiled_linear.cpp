@@ -29,9 +29,10 @@ struct Linear {
 
 void tiled_linear_cpu(const Tensor& x, const Tensor& tiles, const std::optional<Tensor>& bias, const Tensor& out) {
   static const auto multiply = BEST_SIMD(multiply);
+  const int64_t outputs = out.size(-1);
   const Linear linear{
       x.const_data_ptr<float>(), tiles.const_data_ptr<float>(), bias ? bias->const_data_ptr<float>() : nullptr,
-      out.mutable_data_ptr<float>(), x.size(0), x.size(1), out.size(1),
+      out.mutable_data_ptr<float>(), out.numel() / std::max<int64_t>(outputs, 1), tiles.size(1), outputs,
   };
   // Less than this is read sooner by one thread than others are woken.
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(linear.in * TILE, 1));

@@ -52,7 +52,6 @@ SPEC = OpSpec(
         Case("one row", "edge", {"rows": 1, "entering": 24, "outputs": 33}),
         Case("one output", "edge", {"rows": 3, "entering": 10, "outputs": 1}),
         Case("one input", "edge", {"rows": 2, "entering": 1, "outputs": 17}),
-        Case("no row", "edge", {"rows": 0, "entering": 5, "outputs": 40}),
         # Speech2Text's head with five beams, and a map of Kyutai STT's decoder for one stream.
         Case("speech2text head", "model", {"rows": 5, "entering": 256, "outputs": 10000, "bias": False}),
         Case("kyutai one stream", "model", {"rows": 1, "entering": 2048, "outputs": 6144, "bias": False}),
