@@ -12,24 +12,23 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, as_completed
 from dataclasses import replace
 from inspect import signature
-from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from fastspeech.feeder import Feeder
 from fastspeech.generation.beam import beam_search
 from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.sampling import sample
 from fastspeech.layers import paged
 from fastspeech.layers.writer import Writer
 from fastspeech.outputs import BaseModelOutput
-from fastspeech.recognition import PROMPT_OPTIONS, Chunk, Recogniser, Recording
+from fastspeech.recognition import PROMPT_OPTIONS, Recogniser
 from fastspeech.requests import Handle, Job, Request, Result, Summary, Timing, together
 
 _CPU_POOL_BYTES = 1 << 30
@@ -66,7 +65,7 @@ class Engine:
             text. A CPU, which has no such numbers, takes longer besides.
         max_rows: hypotheses in the decoder at once, over all requests.
         max_seconds: of audio in one batch of the encoder, padding included; a longer chunk is a batch of its own. By
-            default 120 on a GPU; a CPU, which one chunk keeps busy, encodes them one by one.
+            default 120 on a GPU; 20 on a CPU, which longer chunks keep busy one by one.
         workers: threads that load recordings and take features.
         ahead: seconds of audio that are loaded and wait for the model, at most; further recordings wait to be loaded.
         max_tokens_per_second: as in `pipeline`.
@@ -95,7 +94,7 @@ class Engine:
         decoder = model.model.decoder
         weight = next(decoder.parameters())
         if max_seconds is None:
-            max_seconds = 1e-9 if weight.device.type == "cpu" else 120.0
+            max_seconds = 20.0 if weight.device.type == "cpu" else 120.0
         positive = {"max_rows": max_rows, "max_seconds": max_seconds, "workers": workers, "ahead": ahead}
         for name, value in positive.items():
             if not value > 0:
@@ -126,22 +125,17 @@ class Engine:
         self._writer = Writer(model, self.pool, max_rows)
 
         self._lock = threading.Condition()
-        self._ready: deque[Job] = deque()
         self._heard: list[Job] = []
         self._running: list[Job] = []
         self._numbers = itertools.count()
         self._open: set[Request] = set()
         self._closing = False
-        self._ahead = ahead
-        self._loaded = 0.0
         self._process = os.getpid()
         self._done = {"requests": 0, "failed": 0, "cancelled": 0, "tokens": 0, "peak": 0}
-        self._audio = self._seen = self._busy = 0.0
-        self._queue: SimpleQueue[Request | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"fastspeech-load-{n}", daemon=True) for n in range(workers)
-        ]
-        self._threads.append(threading.Thread(target=self._serve, name="fastspeech-engine", daemon=True))
+        self._audio = self._busy = 0.0
+        self._feeder = Feeder(self.recogniser, max_rows, max_seconds, workers, ahead, self._lock, self._end)
+        serving = threading.Thread(target=self._serve, name="fastspeech-engine", daemon=True)
+        self._threads = [*self._feeder.threads, serving]
         for thread in self._threads:
             thread.start()
         _engines.add(self)
@@ -188,7 +182,7 @@ class Engine:
             if self._closing:
                 raise RuntimeError("the engine is closed")
             self._open.add(request)
-            self._queue.put(request)
+            self._feeder.put(request)
         return Handle(request, self._cancel)
 
     def as_completed(self, handles: Iterable[Handle], timeout: float | None = None) -> Iterator[Handle]:
@@ -206,7 +200,7 @@ class Engine:
                 done["failed"],
                 done["cancelled"],
                 self._audio,
-                self._seen,
+                self._feeder.loaded,
                 self._busy,
                 done["tokens"],
                 done["peak"],
@@ -223,8 +217,7 @@ class Engine:
                 for request in self._open:
                     request.cancelled = True
             self._lock.notify_all()
-        for _ in self._threads:
-            self._queue.put(None)
+        self._feeder.close()
         for thread in self._threads:
             if thread is not threading.current_thread():  # where garbage is collected, an owner may end in any thread
                 thread.join()
@@ -234,57 +227,6 @@ class Engine:
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         self.close(wait=kind is None)
-
-    # In a worker's thread.
-
-    def _work(self) -> None:
-        while (request := self._queue.get()) is not None:
-            self._prepare(request)
-
-    def _prepare(self, request: Request) -> None:
-        """Load a recording, and make the jobs of its chunks."""
-        try:
-            with self._lock:
-                request.taken = True
-                self._lock.wait_for(lambda: self._loaded < self._ahead or request.over)
-            request.spend("queued", time.perf_counter() - request.submitted)
-            if request.over:
-                raise CancelledError
-            began = time.perf_counter()
-            recording = self.recogniser.load(request.audio, request.number)
-            request.audio = None
-            request.spend("loaded", time.perf_counter() - began)
-            if recording.error is not None:
-                raise recording.error
-            began = time.perf_counter()
-            jobs = [self._job(request, recording, chunk) for chunk in recording.chunks]
-            request.spend("features", time.perf_counter() - began)
-            request.waiting = len(jobs)
-            with self._lock:
-                if request.over:
-                    raise CancelledError
-                self._ready.extend(jobs)
-                seconds = sum(map(self._seconds, jobs))
-                self._loaded += seconds
-                self._seen += seconds
-                self._lock.notify_all()
-        except BaseException as error:  # whatever it is, the worker goes on
-            self._end(request, error)
-
-    def _job(self, request: Request, recording: Recording, chunk: Chunk) -> Job:
-        recogniser = self.recogniser
-        inputs = recogniser.inputs([chunk], request.prompt)
-        ids = inputs.get("decoder_input_ids")
-        prompt_length = 1 if ids is None else ids.shape[1]
-        limits = recogniser.limits([chunk], request.options, prompt_length)
-        limit = limits[0] if isinstance(limits, list) else limits
-        _, inputs, prompt, plan = self.model.planned(**inputs, **{**request.options, "max_new_tokens": limit})
-        if plan.beams > self.max_rows:
-            raise ValueError(f"num_beams={plan.beams}: the engine has max_rows={self.max_rows}")
-        return Job(request, recording, chunk, inputs, prompt, plan)
-
-    def _seconds(self, job: Job) -> float:
-        return len(job.chunk.samples) / self.recogniser.rate
 
     @torch.no_grad()
     def _lay_out(self, rows: int) -> None:
@@ -304,12 +246,12 @@ class Engine:
             # Not of any one request: nobody is to wait for what will not come.
             with self._lock:
                 self._closing = True
-                self._ahead = math.inf
+                self._feeder.hurry()
                 left = list(self._open)
             for request in left:
                 self._end(request, error)
             with self._lock:
-                jobs = [*self._running, *self._heard, *self._ready]
+                jobs = [*self._running, *self._heard, *self._feeder.waiting]
             for job in jobs:
                 self._leave(job)
             raise
@@ -321,15 +263,15 @@ class Engine:
             return self._has_work()
 
     def _has_work(self) -> bool:
-        return bool(self._ready or self._heard or self._running)
+        return bool(self._feeder.waiting or self._heard or self._running)
 
     @torch.no_grad()
     def _turn(self) -> None:
-        for job in [*self._running, *self._heard, *self._ready]:
+        for job in [*self._running, *self._heard, *self._feeder.waiting]:
             if job.request.over:
                 self._drop(job, CancelledError())
         if not self._heard:
-            self._listen(self._next_batch())
+            self._listen(self._feeder.batch(self.max_rows - sum(job.plan.beams for job in self._running)))
         seated = False
         while self._heard and self._seat(self._heard[0]):
             seated = True
@@ -344,31 +286,6 @@ class Engine:
         for jobs in by_count.values():
             self._read(jobs)
         self._done["peak"] = max(self._done["peak"], self.pool.in_use)
-
-    def _next_batch(self) -> list[Job]:
-        """The chunks to listen to now: the one that waits longest, and with it those of about its length."""
-        with self._lock:
-            waiting = list(self._ready)
-        rows = self.max_rows - sum(job.plan.beams for job in self._running)
-        batch: list[Job] = []
-        longest = 0.0
-        for job in sorted(waiting, key=lambda job: abs(len(job.chunk.samples) - len(waiting[0].chunk.samples))):
-            longest = max(longest, self._seconds(job))
-            rows -= job.plan.beams
-            if rows < 0 or (batch and longest * (len(batch) + 1) > self.max_seconds):
-                break
-            batch.append(job)
-        with self._lock:
-            for job in batch:
-                self._unready(job)
-        return batch
-
-    def _unready(self, job: Job) -> None:
-        """Take a job, if it is there, from those that wait for the model, which makes room for others."""
-        if job in self._ready:
-            self._ready.remove(job)
-            self._loaded -= self._seconds(job)
-            self._lock.notify_all()
 
     def _listen(self, batch: list[Job]) -> None:
         """Encode the chunks of a batch."""
@@ -399,7 +316,7 @@ class Engine:
         self._heard.remove(job)
         if needed > self._most_pages:
             message = (
-                f"a chunk of {self._seconds(job):.1f} s with {plan.beams} hypotheses of up to {plan.max_length} tokens "
+                f"a chunk of {job.seconds:.1f} s with {plan.beams} hypotheses of up to {plan.max_length} tokens "
                 f"needs {needed} pages of keys and values, the engine has {self._most_pages}: give it more memory"
             )
             self._drop(job, ValueError(message))
@@ -442,7 +359,8 @@ class Engine:
         spent = time.perf_counter() - began
         for job in jobs:
             job.request.spend("decoded", spent)
-        for job, outcome in ended:
+        for key, outcome in ended:
+            job = cast(Job, key)
             if isinstance(outcome, Exception):
                 self._drop(job, outcome)
                 continue
@@ -499,7 +417,7 @@ class Engine:
             recogniser.read_again([chunk], inputs, row.to(job.encoded.device), first, with_words=request.details[0])
         self._leave(job)
         with self._lock:
-            self._audio += self._seconds(job)
+            self._audio += job.seconds
         recording, rate = job.recording, recogniser.rate
         request.waiting -= 1
         request.samples += len(chunk.samples)
@@ -532,7 +450,7 @@ class Engine:
             for queue in (self._running, self._heard):
                 if job in queue:
                     queue.remove(job)
-            self._unready(job)
+            self._feeder.remove(job)
 
     # In any thread.
 

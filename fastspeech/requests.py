@@ -142,6 +142,7 @@ class Job:
 
     Attributes:
         recording: of which the chunk is.
+        seconds: how long the chunk is.
         encoded: (1, frames, width), once it was listened to.
         cache, search, ask: once it is searched for what was said.
         left: whether it is over.
@@ -150,6 +151,7 @@ class Job:
     request: Request
     recording: Recording
     chunk: Chunk
+    seconds: float
     inputs: dict[str, Any]
     prompt: Tensor
     plan: Plan

@@ -137,6 +137,8 @@ class Speech2TextForConditionalGeneration(WithHead, GenerationMixin, Speech2Text
     """The model with its language-modelling head: audio to text."""
 
     generation_config_class = GenerationConfig
+    padding_is_heard = True
+    """The convolutions hear what a longer clip of the batch adds to a shorter one, as in transformers."""
     tied_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
 
     def __init__(self, config: Speech2TextConfig) -> None:
