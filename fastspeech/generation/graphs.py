@@ -5,6 +5,7 @@ What can be recorded reads and writes memory that was there before it, and stays
 none from there, and its shapes are the same each time.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+_recording = threading.Lock()
+"""In a process one graph is recorded at a time."""
 
 
 def captures(device: torch.device) -> bool:
@@ -60,7 +64,7 @@ class Graphs:
         self.replays[key] += 1
 
     def _captured(self, function: Callable[[], None]) -> "_Replay":
-        with torch.cuda.device(self.device):
+        with _recording, torch.cuda.device(self.device):
             if self._stream is None:
                 self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
             before, found = torch.cuda.current_stream(), _Found()

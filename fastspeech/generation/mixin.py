@@ -61,7 +61,8 @@ class GenerationMixin:
         Parameters come from `kwargs`, else `generation_config`, else the model's own, else `GenerationConfig.DEFAULTS`.
         Meanings are transformers'. `num_beams` > 1 is beam search, `do_sample` draws, otherwise the likeliest token
         is taken at each step. `use_cache` and `cache_implementation` have no effect: there is always a cache, and its
-        memory is taken once.
+        memory is taken once. On a GPU, greedy search with nothing but limits and ends runs as CUDA graphs over memory
+        that the model keeps (see `warmup`), until it is moved.
 
         Args:
             inputs: the audio, in the form of the model's main input; may be given by name instead.

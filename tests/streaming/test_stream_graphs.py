@@ -71,6 +71,32 @@ def test_nothing_of_a_frame_is_on_the_host_nor_of_other_shapes(monkeypatch: pyte
     assert {key: vars(streams)[key].data_ptr() for key in static} == addresses
 
 
+@pytest.mark.parametrize("alignment", ["moshi", "hf"])
+def test_recordings_are_written_as_without_graphs(alignment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of different length, so that rows leave; and what is too short, or recorded, is not graphed."""
+    model = tiny.model()
+    samples = [torch.from_numpy(tiny.sound(count * FRAME, count)) for count in (40, 23, 31)]
+    audio = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)[:, None]
+    mask = torch.arange(40 * FRAME) < torch.tensor([[len(each)] for each in samples])
+    cases: list[dict[str, Any]] = [
+        {},
+        {"padding_mask": mask, "stop_at_audio_end": True},
+        {"max_new_tokens": 20},
+        {"return_dict_in_generate": True, "output_hidden_states": True},
+    ]
+
+    def written() -> list[torch.Tensor]:
+        found = [model.generate(audio, alignment=alignment, **case) for case in cases]
+        return [each if isinstance(each, torch.Tensor) else each.sequences for each in found]
+
+    expected = written()
+    log = as_on_a_gpu(monkeypatch)
+    assert all(mine.equal(theirs) for mine, theirs in zip(written(), expected, strict=True))
+    assert len(log) == 4 * len(cases)
+    model.generate(audio, alignment=alignment, max_new_tokens=15)
+    assert len(log) == 4 * len(cases)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_graphs_tell_what_frames_tell_without_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,16 +19,47 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from fastspeech.generation import GenerationConfig, GenerationMixin
+from fastspeech.generation import GenerationConfig, GenerationMixin, graphs
 from fastspeech.generation.interface import Record
 from fastspeech.generation.plan import Plan
 from fastspeech.layers.linear import direct
+from fastspeech.models.kyutai_stt.decoder import DecoderState
 from fastspeech.outputs import BaseModelOutput, GenerateDecoderOnlyOutput
 
 Alignment = Literal["hf", "moshi"]
 
 _PIECE = 32
 """Frames, of all rows together, that the codec takes at a time."""
+
+_FEW_STEPS = 16
+"""With fewer of them a graph of the decoder's step would not save what it takes to record it."""
+
+
+class _RecordedStep:
+    """The decoder's step of all rows of a state as a graph (see `Graphs`)."""
+
+    def __init__(self, model: Any, state: DecoderState) -> None:
+        device, rows = state.positions.device, len(state.positions)
+        self._model, self._state = model, state
+        with torch.inference_mode(False), torch.device(device):
+            self._tokens = torch.zeros(rows, dtype=torch.int64)
+            self._codes = torch.zeros(rows, model.config.num_codebooks, dtype=torch.int64)
+            self._hidden = torch.zeros(rows, model.config.hidden_size, dtype=model.dtype)
+            self._active = torch.zeros(rows, dtype=torch.bool)
+        self._graphs = graphs.Graphs(device)
+        # To record the step takes it, which changes nothing while no row is active.
+        self._graphs.record("step", self._step)
+        self._active.fill_(True)
+
+    def __call__(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        """(rows, hidden), which holds until the next call, after tokens (rows,) and codes (rows, codebooks)."""
+        self._tokens.copy_(tokens)
+        self._codes.copy_(codes)
+        self._graphs.run("step")
+        return self._hidden
+
+    def _step(self) -> None:
+        self._hidden.copy_(self._model.step(self._tokens, self._codes, self._state, active=self._active))
 
 
 class Listening:
@@ -39,13 +70,14 @@ class Listening:
         samples: (inputs, channels, frames * frame_size), what the codec hears, in the order in which it does.
         alignment: as in `KyutaiGeneration.generate`.
         rows_per_input: texts of each recording.
+        steps: that will be taken at most.
 
     Attributes:
         length: steps so far.
         head: hidden states to the logits of tokens.
     """
 
-    def __init__(self, model: Any, samples: Tensor, alignment: Alignment, rows_per_input: int) -> None:
+    def __init__(self, model: Any, samples: Tensor, alignment: Alignment, rows_per_input: int, steps: int) -> None:
         inputs = len(samples)
         head = (model.model.product(inputs * rows_per_input) or direct)(model.lm_head)
         self.rows_per_input = rows_per_input
@@ -57,6 +89,10 @@ class Listening:
         self._ahead = max(1, _PIECE // inputs)
         self._codec = model.codec_model.start(inputs, self._ahead)
         self._decoder = model.model.start(inputs * rows_per_input)
+        self._recorded: _RecordedStep | None = None
+        device = samples.device
+        if graphs.captures(device) and steps >= _FEW_STEPS and not torch.is_autocast_enabled(device.type):
+            self._recorded = _RecordedStep(model.model, self._decoder)
         self._codes: Tensor | None = None
         self._first = 0
         # of the recordings and the texts that are still there
@@ -68,6 +104,8 @@ class Listening:
         codes = self._silent() if self.length == 0 else self._heard(self.length - self._delay)
         codes = codes.repeat_interleave(self.rows_per_input, 0)
         self.length += 1
+        if self._recorded is not None and self._rows is None and record is None:
+            return self._recorded(tokens, codes)
         return self._model.model.step(tokens, codes, self._decoder, self._rows, record)
 
     def keep(self, inputs: list[int]) -> None:
@@ -201,7 +239,7 @@ class KyutaiGeneration(GenerationMixin):
 
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Listening:
         """The recordings, of which nothing has been written (see `generation.interface.StepModel`)."""
-        return Listening(self, model_inputs["input_values"], model_inputs["alignment"], rows_per_input)
+        return Listening(self, model_inputs["input_values"], model_inputs["alignment"], rows_per_input, capacity)
 
     @torch.no_grad()
     def decode(self, input_ids: Tensor, cache: Listening, record: Record | None = None, every: bool = False) -> Tensor:
