@@ -89,7 +89,8 @@ def _models(options: argparse.Namespace) -> int:
     from fastspeech.bench import host, models, streams
 
     with _recording(options) as (plan, kept):
-        return _run([*models.tasks(plan), *streams.tasks(plan), *host.tasks(plan)], kept, options, plan)
+        tasks = [*models.tasks(plan), *streams.tasks(plan), *host.tasks(plan), *models.compiled_tasks(plan)]
+        return _run(tasks, kept, options, plan)
 
 
 def _gpu(options: argparse.Namespace) -> int:
@@ -98,10 +99,11 @@ def _gpu(options: argparse.Namespace) -> int:
     with _recording(options) as (plan, kept):
         if plan.device.type != "cuda" and not plan.rehearsal:
             raise ValueError("gpu needs a CUDA device; --rehearse runs all of it on the CPU, and measures nothing")
+        cohere, small = ("cohere_asr",), ("moonshine", "speech_to_text")
         tasks = {
             "ops": kernels.tasks(plan, kept["ceilings"]),
-            "cohere": models.tasks(plan, ("cohere_asr",)),
-            "small": models.tasks(plan, ("moonshine", "speech_to_text")),
+            "cohere": models.tasks(plan, cohere) + models.compiled_tasks(plan, cohere),
+            "small": models.tasks(plan, small) + models.compiled_tasks(plan, small),
             "kyutai": streams.tasks(plan),
             "host": host.tasks(plan),
         }

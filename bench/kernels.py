@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -30,9 +31,10 @@ PEER = Tolerance(16.0, 64.0, "a peer need not be as exact as our kernels, but mu
 
 def tasks(plan: Plan, ceilings: dict[str, Any]) -> list[Task]:
     """What there is to measure, in the dtype that models use on the device: first the cases that have an aim, on a GPU,
-    then the model cases of each op."""
+    then a model case of each op, then another of each, so that a run cut short has something of all."""
     chosen = [spec for spec in all_specs() if plan.wants(spec.name)]
-    cases = [(spec, case) for spec in chosen for case in spec.cases if case.kind == "model"]
+    of_models = [[(spec, case) for case in spec.cases if case.kind == "model"] for spec in chosen]
+    cases = [pair for turn in itertools.zip_longest(*of_models) for pair in turn if pair is not None]
     if plan.device.type == "cuda" or plan.rehearsal:
         cases = [(spec, case) for spec in chosen for case in OP_CASES.get(spec.name, ())] + cases
     found: list[Task] = []
@@ -140,7 +142,7 @@ def _fault(gate: _Gate, inputs: dict[str, Any], pristine: dict[str, Any], functi
         outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         gate.judge(gate.specified(outputs, inputs), pristine)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"[:500]
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return ""
 
 

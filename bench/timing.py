@@ -44,16 +44,23 @@ class Times:
 
 
 def interleaved(
-    functions: Mapping[str, Function], device: torch.device, budget_s: float = 2.0, cold: bool = False
+    functions: Mapping[str, Function],
+    device: torch.device,
+    budget_s: float = 2.0,
+    cold: bool = False,
+    took: Mapping[str, float] | None = None,
 ) -> dict[str, Times]:
     """Times of each function, 5 to 200 rounds of all of them within about `budget_s`; 3 where one round takes longer.
+    Each is called first to warm up, unless `took` says how many seconds it took before.
 
     On a GPU a sample lies between two events. It begins with the GPU idle, so that it holds the wait for launches where
     these are slower than the kernels. `cold`, on a GPU only: it begins behind a read of `FLUSH_BYTES`, so that the
     caches hold nothing of use and as much is launched by then as the CPU can launch meanwhile.
     """
     sampler = _on_gpu(device, cold) if device.type == "cuda" else _on_cpu
-    repeats = {name: _repeats(sampler(function, 1), function, device) for name, function in functions.items()}
+    if took is None:
+        took = {name: sampler(function, 1) for name, function in functions.items()}
+    repeats = {name: _repeats(took[name], function, device) for name, function in functions.items()}
     samples: dict[str, list[float]] = {name: [] for name in functions}
     began = time.perf_counter()
     rounds, least = 0, 5
