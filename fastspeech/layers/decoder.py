@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastspeech.generation.cache import DecoderCache
 from fastspeech.generation.interface import Record
 from fastspeech.kernels.onednn import through_onednn
+from fastspeech.layers import int8
 from fastspeech.layers.attention import attention
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import PackedLinear
@@ -75,12 +76,14 @@ class Decoder(DerivingModule):
     Attributes:
         heads, kv_heads, head_dim: of self- and cross-attention.
         dropout: of the attention weights, in training.
+        in_int8: whether linear maps are decoded with by weights of eight bits.
     """
 
     heads: int
     kv_heads: int
     head_dim: int
     dropout: float = 0.0
+    in_int8: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,9 +106,21 @@ class Decoder(DerivingModule):
 
     def product(self, rows: int) -> Product | None:
         """What makes linear maps for decoding so many rows; None where they are best taken as they are."""
-        if torch.is_grad_enabled() or not through_onednn(next(self.parameters())):
+        weight = next(self.parameters())
+        if torch.is_grad_enabled():
             return None
-        return self._relaid.product(rows)
+        if self.in_int8:
+            int8.check(weight)
+            if (layout := int8.layout(rows)) is not None:
+                return self._relaid.by(layout)
+        return self._relaid.product(rows) if through_onednn(weight) else None
+
+    def decode_in_int8(self, enable: bool) -> None:
+        """See `WithHead.decode_in_int8`."""
+        if enable:
+            int8.check(next(self.parameters()))
+        self.in_int8 = enable
+        self._relaid.drop()
 
     def cross_maps(self) -> list[nn.Linear]:
         """The projections to cross-attention's keys and values, of each layer in turn."""

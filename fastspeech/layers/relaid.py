@@ -11,9 +11,9 @@ from fastspeech.kernels import dispatch, extension
 from fastspeech.kernels.onednn import through_onednn
 from fastspeech.kernels.tiled_linear import TILE, in_tiles
 from fastspeech.layers.derived import Derived, Kept
+from fastspeech.layers.int8 import Layout, Map
 from fastspeech.layers.linear import direct
 
-Map = Callable[[Tensor], Tensor]
 Product = Callable[..., Map]
 """Makes the function from x (..., in) to the outputs of the linear maps it is called with, concatenated."""
 
@@ -36,9 +36,13 @@ class Relaid(Kept):
 
     def product(self, rows: int) -> Product:
         """What makes functions that are fast for about `rows` rows and right for any number. Without gradients."""
-        return partial(self._function, _layout(rows == 1))
+        return self.by(_layout(rows == 1))
 
-    def _function(self, layout: Callable[[Tensor, Tensor | None], Map], *maps: nn.Linear) -> Map:
+    def by(self, layout: Layout) -> Product:
+        """What makes the functions of weights laid out in this way."""
+        return partial(self._function, layout)
+
+    def _function(self, layout: Layout, *maps: nn.Linear) -> Map:
         if any(type(linear) is not nn.Linear for linear in maps):
             parts = [direct(linear) for linear in maps]
             return parts[0] if len(parts) == 1 else lambda x: torch.cat([part(x) for part in parts], dim=-1)
@@ -55,14 +59,14 @@ def blocked(weight: Tensor, bias: Tensor | None = None) -> Map:
     return _layout(False)(weight.detach(), bias)
 
 
-def _layout(one_row: bool) -> Callable[[Tensor, Tensor | None], Map]:
+def _layout(one_row: bool) -> Layout:
     """How to lay a weight (out, in) and its bias out: what makes the function of the copy."""
     if dispatch.backend() in ("auto", "cuda") and extension.refusal("cpu") is None:
         return _streamed
     return _in_one_row if one_row else _in_blocks
 
 
-def _together(layout: Callable[[Tensor, Tensor | None], Map], maps: Sequence[nn.Linear]) -> Map:
+def _together(layout: Layout, maps: Sequence[nn.Linear]) -> Map:
     biases = [linear.bias.detach() for linear in maps if linear.bias is not None]
     return layout(torch.cat([linear.weight.detach() for linear in maps]), torch.cat(biases) if biases else None)
 
