@@ -67,6 +67,14 @@ def direct(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     return _product(linear.weight, linear.bias)
 
 
+def pointwise(conv: nn.Conv1d) -> Callable[[Tensor], Tensor]:
+    """A convolution of one tap as a function of x (..., channels) and of its present parameters."""
+    weight, bias = conv.weight[..., 0], conv.bias
+    if torch.is_grad_enabled():
+        return partial(nn.functional.linear, weight=weight, bias=bias)
+    return _product(weight, bias)
+
+
 def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     function = linear if through_onednn(weight) else nn.functional.linear
     return partial(function, weight=weight, bias=bias)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastspeech.kernels import conformer_conv, relpos_attention
 from fastspeech.layers.activations import activation
 from fastspeech.layers.derived import Derived, DerivingModule
-from fastspeech.layers.linear import PackedLinear
+from fastspeech.layers.linear import PackedLinear, direct, pointwise
 from fastspeech.layers.padding import clear_padding_, readable
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.cohere_asr.config import ParakeetEncoderConfig
@@ -67,7 +67,7 @@ class Subsampling(nn.Module):
             if lengths is not None and isinstance(layer, nn.Conv2d):
                 lengths = output_length(lengths, layer)
                 clear_padding_(x, lengths, dim=2)
-        return self.linear(x.transpose(1, 2).flatten(2)), lengths
+        return direct(self.linear)(x.transpose(1, 2).flatten(2)), lengths
 
 
 def output_length(length: Any, conv: nn.Conv2d) -> Any:
@@ -84,7 +84,8 @@ class FeedForward(nn.Module):
         self.dropout = config.activation_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(F.dropout(self.activation(self.linear1(x)), self.dropout, self.training))
+        h = self.activation(direct(self.linear1)(x))
+        return direct(self.linear2)(F.dropout(h, self.dropout, self.training))
 
 
 class Attention(DerivingModule):
@@ -126,7 +127,7 @@ class Attention(DerivingModule):
             # Under autocast the projections are narrower than the parameters.
             u, w = self.bias_u.to(q.dtype), self.bias_v.to(q.dtype)
             y = relpos_attention(q, k, v, r.to(q.dtype), u, w, lengths, self.scale)
-        return self.o_proj(y.flatten(2)), weights if with_weights else None
+        return direct(self.o_proj)(y.flatten(2)), weights if with_weights else None
 
     def _projected(self, positions: Tensor, frames: int) -> Tensor:
         """(2 * frames - 1, heads, head_dim); without gradients the whole table is projected once and kept."""
@@ -177,13 +178,13 @@ class Convolution(DerivingModule):
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """x (B, T, hidden), lengths (B,), to (B, T, hidden)."""
-        x = F.linear(x, self.pointwise_conv1.weight[..., 0], self.pointwise_conv1.bias)
+        x = pointwise(self.pointwise_conv1)(x)
         if self.fused and not self.training:
             weight, bias = self._filter()
             x = conformer_conv(x, weight.to(x.dtype), bias.to(x.dtype), lengths)
         else:
             x = self._plain(x, lengths)
-        return F.linear(x, self.pointwise_conv2.weight[..., 0], self.pointwise_conv2.bias)
+        return pointwise(self.pointwise_conv2)(x)
 
     def _plain(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         gated = F.glu(x, dim=-1)
