@@ -258,7 +258,11 @@ def test_an_error_in_one_requests_rule_or_callback_is_that_requests() -> None:
         steps.append(1)
         return fail() if len(steps) == 3 else scores
 
+    def leave(*args: Any) -> Any:
+        sys.exit()
+
     with engine() as e:
+        gone = e.submit(clip(2.0), logits_processor=[leave])
         bad = [
             e.submit(clip(2.0), logits_processor=[fail]),
             e.submit(clip(2.0), logits_processor=[fail_later], num_beams=3),
@@ -269,8 +273,10 @@ def test_an_error_in_one_requests_rule_or_callback_is_that_requests() -> None:
         for handle in bad:
             with pytest.raises(Fault):
                 handle.result(60)
+        with pytest.raises(SystemExit):
+            gone.result(60)
         assert good.result(60).text == alone("moonshine", clip(3.0), max_new_tokens=9).text
-        assert e.summary().failed == len(bad)
+        assert e.summary().failed == len(bad) + 1
 
 
 @pytest.mark.parametrize("where", ["encode", "read"])
