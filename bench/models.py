@@ -64,6 +64,7 @@ class Size:
 
 _COHERE_SMALL = {
     "encoder_config": {
+        "model_type": "parakeet_encoder",  # without which earlier versions of transformers do not know it
         "hidden_size": 512,
         "intermediate_size": 2048,
         "num_hidden_layers": 8,
@@ -120,6 +121,7 @@ SIZES = {
 _REHEARSED: dict[str, dict[str, Any]] = {
     "cohere_asr": {
         "encoder_config": {
+            "model_type": "parakeet_encoder",
             "hidden_size": 32,
             "intermediate_size": 48,
             "num_hidden_layers": 1,

@@ -4,10 +4,13 @@
 #     bench/offline.sh WHEELS [PYTHON]
 #
 # WHEELS is a folder with wheels of what is missing there, made where there is a network by, for example,
-#     pip download --no-deps --only-binary=:all: --python-version 3.12 -d WHEELS setuptools av pytest-benchmark py-cpuinfo
-# The extension is compiled against the torch that is there where nvcc is on PATH. Then:
+#     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d WHEELS av
+# The extension is compiled against the torch that is there, where nvcc is on PATH. Then:
 #     python -m pytest -m gpu
-#     python -m bench gpu --resume --part 1      (and 2, and 3: each within ten minutes)
+#     python -m bench gpu --output RECORD --resume --part ops      (and cohere, small, kyutai, host)
+# Each part ends within ten minutes, and what it leaves the same command does when it is called again. RECORD may be
+# brought from one machine to the next; at home it goes into bench/results/<device>/, and `python -m bench report`
+# draws it. `bench gpu` needs neither matplotlib nor pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheels=$1
@@ -17,4 +20,15 @@ if compgen -G "$wheels/*.whl" >/dev/null; then
     "$python" -m pip install -q --no-index --no-deps "$wheels"/*.whl
 fi
 "$python" -m pip install -q --no-index --no-deps --no-build-isolation -e .
+"$python" - <<'END'
+import importlib.util
+
+needed = ("torch", "triton", "numpy", "tokenizers", "safetensors", "sentencepiece", "huggingface_hub", "av", "tqdm")
+missing = [name for name in needed if importlib.util.find_spec(name) is None]
+if missing:
+    raise SystemExit(f"missing here, bring their wheels: {', '.join(missing)}")
+for name, what in (("transformers", "peers of the models"), ("matplotlib", "plots"), ("pytest", "tests")):
+    if importlib.util.find_spec(name) is None:
+        print(f"{name} is missing: no {what}")
+END
 "$python" -m fastspeech doctor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def _finish(figure: Any, path: Path) -> None:
 
 
 def _roofline(rows: Sequence[Row], record: dict[str, Any], path: Path) -> None:
-    """Of each op the fastest of ours, or the reference, at its largest case, under the ceilings."""
+    """Of each case of each op the fastest of ours, or the reference, under the ceilings."""
     figure, grid = _axes(8, 5)
     axes = grid[0, 0]
     ceilings = record["ceilings"]
@@ -82,7 +81,7 @@ def _roofline(rows: Sequence[Row], record: dict[str, Any], path: Path) -> None:
     for group in grouped(able, "name"):
         marker, colour = next(markers), next(colours)
         served = [row for row in group if row["contender"] in (*OURS, "reference")]
-        for case in grouped(served, "case"):
+        for number, case in enumerate(grouped(served, "case")):
             fastest = min(best_timing(case), key=lambda row: row["median_s"])
             ours = fastest["contender"] in OURS
             axes.plot(
@@ -92,7 +91,7 @@ def _roofline(rows: Sequence[Row], record: dict[str, Any], path: Path) -> None:
                 color=colour,
                 fillstyle="full" if ours else "none",
                 markersize=6,
-                label=group[0]["name"] if case is grouped(served, "case")[0] or case[0] is served[0] else None,
+                label=group[0]["name"] if number == 0 else None,
             )
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="operations a second")
     axes.set_title("a marker a case; filled: our kernel, empty: the PyTorch reference", fontsize=9)
@@ -190,8 +189,9 @@ def _curves(
         axes.grid(True, which="major", alpha=0.25)
         ticks = sorted({row[along] for row in rows})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
-        axes.minorticks_off()
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+        axes.tick_params(axis="y", which="both", labelsize=7)
     grid[0, 0].set_ylabel("seconds" + (f", dotted: {deadline:g}" if deadline else ""))
-    if handles and not math.isnan(len(handles)):
+    if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=7)
     _finish(figure, path)

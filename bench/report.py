@@ -32,14 +32,14 @@ PyTorch. The gain is ours over that contender."""
 _STREAMS = """A frame is 80 ms of every stream: `mimi`, the codec's encoder, then `lm`, the decoder with its head, and
 `frame`, both, with the tokens on the host. The windows of all streams are full."""
 
-_HELD = """Streams whose frames are done within 80 ms at the 99th percentile, found by doubling and bisection."""
+_HELD = "Streams whose frames are done within 80 ms at the 99th percentile, found by doubling and bisection."
 
 _GROWTH = """Exponents x of time ~ length^x (at the smallest batch) and time ~ batch^x, by least squares of the
 logarithms; the fit is the coefficient of determination, left out where times hardly vary."""
 
-_HOST = """One thread's media decoding and the models' feature extraction beside real time."""
+_HOST = "Media decoding, changes of rate and the models' feature extraction beside real time, one call at a time."
 
-_AIMS = """For an H200 in bfloat16; reached is the share of the aim."""
+_AIMS = "For an H200 in bfloat16."
 
 
 def write(results: Path) -> Path:
@@ -188,22 +188,21 @@ def _held(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _growth(found: Iterable[Growth]) -> Iterator[str]:
-    def of(growth: Growth) -> list[str]:
-        (first, fastest), (last, slowest) = growth.points[0], growth.points[-1]
-        unit = " s" if growth.along == "seconds" else ""
-        return [
-            growth.name,
-            growth.part,
-            growth.contender,
-            f"{'length' if unit else 'batch'}, {first:g} to {last:g}{unit}",
-            f"{_time(fastest)} to {_time(slowest)}",
-            f"{growth.exponent:.2f}",
-            "" if growth.fit is None else f"{growth.fit:.3f}",
-            growth.expected,
-        ]
+    def of(group: list[Growth]) -> list[str]:
+        ours, points = group[0], group[0].points
+        ends = f"{points[0][0]:g} to {points[-1][0]:g}"
+        along = f"length, {ends} s" if ours.along == "seconds" else f"batch, {ends}"
+        each = (f"{one.contender} {one.exponent:.2f}{_fit(one)}" for one in group)
+        return [ours.name, ours.part, f"{along}: {len(points)} points", "; ".join(each), ours.expected]
 
-    head = ("model", "part", "contender", "along", "time", "x", "fit", "expected")
-    yield from _table(head, map(of, found))
+    groups: dict[tuple[str, str, str], list[Growth]] = {}
+    for growth in found:
+        groups.setdefault((growth.name, growth.part, growth.along), []).append(growth)
+    yield from _table(("model", "part", "along", "exponent (fit)", "expected"), map(of, groups.values()))
+
+
+def _fit(growth: Growth) -> str:
+    return "" if growth.fit is None else f" ({growth.fit:.3f})"
 
 
 def _host(rows: Sequence[Row]) -> Iterator[str]:

@@ -58,6 +58,7 @@ _REHEARSED = {
     "ffn_dim": 64,
     "sliding_window": 9,
     "codec_config": {
+        "model_type": "mimi",
         "num_filters": 4,
         "hidden_size": 32,
         "intermediate_size": 32,
@@ -135,7 +136,7 @@ def most(probe: Callable[[int], Row], first: int, limit: int) -> tuple[int, Row]
     """The most streams that hold, by doubling from `first` and bisection, and what `probe` told of them: its "fails"
     says why so many do not hold. 0 where one stream does not; `limit` bounds the search."""
     held, figures = 0, {}
-    failed, why = limit + 1, "not tried"
+    failed, why = limit + 1, f"more than {limit} were not tried"
     streams = first
     while failed - held > max(1, held * CLOSE):
         seen = probe(streams)

@@ -91,7 +91,6 @@ def test_what_a_limit_leaves_is_for_the_next_run(measured: Path, capsys: pytest.
 
 
 def test_the_report_has_tables_and_plots(measured: Path) -> None:
-    pytest.importorskip("matplotlib")
     results = measured.parents[1]
     assert cli.main(["report", "--results", str(results)]) == 0
     page = (results / "README.md").read_text()
