@@ -29,6 +29,7 @@ BUGS = {
     ),
     "a wrong scale": ("residual_layer_norm", "tl.fma(addend, scale, total)", "tl.fma(addend, scale * 1.001, total)"),
     "an off-by-one halo": ("conformer_conv", "begin - TAPS // 2 + k,", "begin - TAPS // 2 + k + 1,"),
+    "a stale page": ("paged_attention", "slot // page_size, mask", "tl.maximum(slot - n, 0) // page_size, mask"),
     "a swapped gate": ("conformer_conv", "return value * _sigmoid(gate)", "return gate * _sigmoid(value)"),
 }
 
