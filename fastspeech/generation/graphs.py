@@ -73,7 +73,7 @@ class Graphs:
                 # Nothing may be compiled nor a library's workspace taken while a graph is being recorded.
                 with found:
                     function()
-                graph = torch.cuda.CUDAGraph()
+                graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
                 try:
                     # Other threads go on: they load recordings.
                     with torch.cuda.graph(

@@ -337,6 +337,27 @@ def test_a_step_changes_nothing_at_idle_seats(name: str) -> None:
     assert changed == [int(made.table[1, 0])]
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_to_record_a_step_changes_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    WAYS[way](monkeypatch)
+    _, made = seated("moonshine", 4)
+    static = {key: value for key, value in vars(made).items() if isinstance(value, torch.Tensor)}
+    before = {key: value.clone() for key, value in static.items()}
+    with torch.no_grad():
+        made.prepare(4)
+    kept = made._memory[: 4 * made.length]
+    assert before.pop("_memory")[: 4 * made.length].equal(kept) and 4 in made.graphs
+    assert all(static[key].equal(value) for key, value in before.items())
+
+
+def test_texts_take_the_first_seats_and_no_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, made = seated("moonshine", 8)
+    before = {name: getattr(made, name).clone() for name in ("tokens", "lengths", "frames", "lines", "table")}
+    made.move([2, 0], 4)
+    assert all(getattr(made, name)[:2].equal(value[[2, 0]]) for name, value in before.items())
+    assert (made.lengths < made.limits).tolist() == [True, True, *[False] * 6]
+
+
 @torch.no_grad()
 def test_a_step_is_the_likeliest_token_until_an_end_or_the_limit() -> None:
     """Against a model of a table, in which what follows a token is known."""
