@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "cpu.h"
@@ -36,6 +37,11 @@ void append_token(const Append& append, int64_t row, int64_t token, float* cosin
       const T* from = static_cast<const T*>(side->tokens) + side->of_tokens.at(row, token, head);
       P* to = static_cast<P*>(side->pages) + side->of_pages.at(page, head, slot);
       const float* scale = side->scales == nullptr ? nullptr : side->scales + head;
+      if constexpr (std::is_same_v<T, P>)
+        if (append.pairs == 0 && scale == nullptr && from_dim == 1 && to_dim == 1) {
+          std::memcpy(to, from, append.dims * sizeof(T));
+          continue;
+        }
       const bool turned = side == &append.keys;
       for (int64_t unit = 0; unit < append.pairs; ++unit)
         move_unit(append, unit, from, from_dim, to, to_dim, scale, turned, cosines[unit], sines[unit]);
