@@ -9,6 +9,7 @@ would at run time and compiles it to machine code for the target, from which the
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import subprocess
@@ -142,7 +143,8 @@ def fake_cuda(value: Any) -> Any:
 
 
 def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Run the Triton launcher of an op on fake CUDA tensors, and hold its results to what the op's fake promises."""
+    """Run the Triton launchers of an op, forward and backward, on fake CUDA tensors, and hold their results to what the
+    op's fakes promise."""
     # A record may bring real tensors (a window, a filter bank) into the inputs.
     with FakeTensorMode(allow_non_fake_inputs=True):
         inputs = spec.inputs(dtype, torch.Generator(), **shape)
@@ -152,7 +154,13 @@ def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype) -> None:
                 refusal = implementation.limits(*args)
                 if refusal is not None:
                     raise AssertionError(f"{spec.name} claims {dtype} and {dict(shape)} but: {refusal}")
-                _agree(implementation.load().launch(*args), op.overload(*args))
+                promised = op.overload(*args)
+                _agree(implementation.load().launch(*args), promised)
+                if implementation.backward is not None and implementation.backward_limits(*args) is None:
+                    grads = [promised] if isinstance(promised, Tensor) else list(promised)
+                    needs = [isinstance(a, Tensor) and a.is_floating_point() for a in args]
+                    backward = importlib.import_module(implementation.backward).launch
+                    _agree(backward(grads, *args, needs), op.backward_overload(grads, *args, needs))
 
 
 def _agree(result: Any, promised: Any) -> None:

@@ -65,7 +65,9 @@ class Implementation:
     `module` holds `launch(*args)`, which takes the reference's arguments, and is imported at the first call it
     serves. `limits(*args)` gives the reason why a call cannot be served, or None. `on_cpu`: whether `auto` takes it for
     CPU tensors, as it does where `pytest bench` shows it to be faster than the reference; `on_cuda`: whether it takes
-    CUDA tensors at all.
+    CUDA tensors at all. `backward`: the module of a fused backward, if there is one, which holds
+    `launch(grads, *args, needs)`: the gradients of the arguments that `needs` marks, of the outputs' gradients or None;
+    `backward_limits(*args)` says what it cannot serve of what the forward serves.
     """
 
     name: str
@@ -73,6 +75,8 @@ class Implementation:
     limits: Callable[..., str | None]
     on_cpu: bool = False
     on_cuda: bool = True
+    backward: str | None = None
+    backward_limits: Callable[..., str | None] = lambda *args: None
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -131,6 +135,16 @@ def choose_inline(op: Op, args: tuple[Any, ...]) -> bool:
     if _backend == "reference" or (_backend == "auto" and not op.on_cpu):
         return args[0].device.type == "cpu"
     return False
+
+
+def choose_backward(op: Op, args: tuple[Any, ...]) -> Callable[..., list[torch.Tensor]] | None:
+    """The fused backward of the implementation that serves `op(*args)`; None where the reference is recomputed."""
+    for implementation in candidates(op, args[0].device):
+        if implementation.refusal(args) is None:
+            if implementation.backward is None or implementation.backward_limits(*args) is not None:
+                return None
+            return importlib.import_module(implementation.backward).launch
+    return None
 
 
 _warned: set[str] = set()

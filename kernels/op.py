@@ -1,8 +1,9 @@
 """An op: its PyTorch meaning, its fused implementations, and its registration with `torch.library`.
 
 `Op` registers `fastspeech::<name>` (the schema is the reference's signature) for every device, with a fake for
-tracing and an autograd formula that recomputes the reference in the backward pass. The backward is an op of its own,
-`fastspeech::<name>_backward`, so that a compiled training step holds it as one opaque call.
+tracing and an autograd formula: the fused backward of the implementation that serves the call, or the reference,
+recomputed in the backward pass. The backward is an op of its own, `fastspeech::<name>_backward`, so that a compiled
+training step holds it as one opaque call. Gradients that are differentiated themselves come of the reference.
 """
 
 from __future__ import annotations
@@ -91,9 +92,11 @@ class Op:
         _library.define(f"{self.name}_backward(Tensor?[] grads, {inputs}, bool[] needs) -> Tensor[]")
         _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastspeech::{self.name}_backward", _fake_backward, lib=_library)
-        self._backward_op = getattr(torch.ops.fastspeech, f"{self.name}_backward").default
+        self.backward_overload = getattr(torch.ops.fastspeech, f"{self.name}_backward").default
 
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        # The gradient of an output that nothing came of is None, which a kernel does not read.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
         ctx.rest = [None if isinstance(a, Tensor) else (a,) for a in inputs]
 
@@ -106,11 +109,14 @@ class Op:
             args = [a.view_as(a) if need else a for a, need in zip(args, needs, strict=True)]
             found = iter(self._pull_back(grads, args, needs, create_graph=True))
         else:
-            found = iter(self._backward_op(list(grads), *args, needs))
+            found = iter(self.backward_overload(list(grads), *args, needs))
         return tuple(next(found) if need else None for need in needs)
 
     def _run_backward(self, grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
         *args, needs = args_needs
+        if (fused := dispatch.choose_backward(self, tuple(args))) is not None:
+            with torch.cuda.device_of(args[0]):
+                return fused(grads, *args, needs)
         pairs = zip(args, needs, strict=True)
         args = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in pairs]
         with torch.enable_grad():

@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fastspeech.kernels import dispatch, guard
+from fastspeech.kernels import dispatch, gradients, guard
 from fastspeech.kernels.op import OPS
 from fastspeech.kernels.spec import Case, OpSpec, all_specs, load_spec
 from fastspeech.kernels.tolerance import Verdict, judge
@@ -252,12 +252,17 @@ def graph(subject: Subject) -> None:
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
-    check.__name__: check for check in (parity, layouts, bounds, padding, rows, operands, repeats, graph)
+    check.__name__: check
+    for check in (
+        *(parity, layouts, bounds, padding, rows, operands, repeats, graph),
+        *(gradients.gradients, gradients.gradient_layouts, gradients.gradient_bounds),
+    )
 }
 
 
 def plan(spec: OpSpec, backend: str, device: str = "cpu", seed: int = 0) -> Iterator[tuple[str, Subject]]:
-    """The checks that an op is put to, if it has that backend: parity in each dtype, the others in its first.
+    """The checks that an op is put to, if it has that backend: parity in each dtype, and the gradients of its first
+    case where their kernel is fused; the others in its first.
 
     The cases of released models take a GPU. On the CPU the reference is its own measure, and allocates as it likes.
     """
@@ -269,6 +274,8 @@ def plan(spec: OpSpec, backend: str, device: str = "cpu", seed: int = 0) -> Iter
         for dtype in spec.dtypes:
             subject = Subject(spec, case, dtype, backend, device, seed)
             yield "parity", subject
+            if (case is spec.cases[0] or dtype == spec.dtypes[0]) and gradients.fused(subject) is not None:
+                yield "gradients", subject
             if dtype == spec.dtypes[0]:
                 yield from ((check, subject) for check in _applicable(subject))
 
@@ -286,6 +293,8 @@ def _applicable(subject: Subject) -> list[str]:
         checks.append("operands")
     if subject.device == "cuda":
         checks.append("graph")
+    if subject.case is next((c for c in subject.spec.cases if c.kind == "odd"), None) and gradients.fused(subject):
+        checks += ["gradient_layouts", "gradient_bounds"]
     return checks
 
 

@@ -22,10 +22,24 @@ def _triton_limits(x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | No
     return None
 
 
+def _backward_limits(x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | None) -> str | None:
+    if weight.shape[1] > 31:
+        return f"{weight.shape[1]} taps, at most 31 are kept in registers with their gradients"
+    return None
+
+
 _op = Op(
     _reference,
     _fake,
-    (Implementation("triton", "fastspeech.kernels.conformer_conv.triton", _triton_limits),),
+    (
+        Implementation(
+            "triton",
+            "fastspeech.kernels.conformer_conv.triton",
+            _triton_limits,
+            backward="fastspeech.kernels.conformer_conv.triton_backward",
+            backward_limits=_backward_limits,
+        ),
+    ),
 )
 
 

@@ -24,10 +24,24 @@ def _triton_limits(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) 
     return None
 
 
+def _backward_limits(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> str | None:
+    if x.shape[-1] > 4096:
+        return f"{x.shape[-1]} features, at most 4096 fit the registers of one program with their gradients"
+    return None
+
+
 _op = Op(
     _reference,
     _fake,
-    (Implementation("triton", "fastspeech.kernels.residual_rms_norm.triton", _triton_limits),),
+    (
+        Implementation(
+            "triton",
+            "fastspeech.kernels.residual_rms_norm.triton",
+            _triton_limits,
+            backward="fastspeech.kernels.residual_rms_norm.triton_backward",
+            backward_limits=_backward_limits,
+        ),
+    ),
 )
 
 

@@ -1,0 +1,140 @@
+"""What the fused backward of an implementation is held to, from the op's record alone."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from fastspeech.kernels import dispatch, guard
+from fastspeech.kernels.dispatch import Implementation
+from fastspeech.kernels.op import OPS
+from fastspeech.kernels.tolerance import judge
+
+if TYPE_CHECKING:
+    from fastspeech.kernels.verify import Subject
+
+Inputs = Mapping[str, Any]
+Grads = Sequence[Tensor | None]
+
+
+def fused(subject: Subject) -> Implementation | None:
+    """The implementation whose fused backward the subject's call reaches."""
+    op, args = OPS[subject.spec.name], _args(subject)
+    named = [i for i in op.implementations if i.name == subject.backend and i.backward is not None]
+    return next((i for i in named if i.backward_limits(*args) is None), None)
+
+
+def gradients(subject: Subject) -> None:
+    """The gradients of all inputs by all outputs are right."""
+    inputs = subject.inputs()
+    leaves = _leaves(inputs)
+    # The gradient of a single number is one sum, which may be far smaller than its terms: several show their scale.
+    draws = 8 if any(leaf.numel() == 1 for leaf in leaves.values()) else 1
+    _judged(subject, inputs, [_upstream(subject, draw) for draw in range(draws)], list(leaves), "by all outputs")
+
+
+def gradient_layouts(subject: Subject) -> None:
+    """They are right in any layout, by whatever outputs, the same for whatever inputs need them, and repeat."""
+    inputs, upstream = subject.inputs(), _upstream(subject)
+    names = list(_leaves(inputs))
+    clean = _pulled(subject, inputs, upstream, names)
+    for name, whole, again in zip(names, clean, _pulled(subject, inputs, upstream, names), strict=True):
+        assert torch.equal(whole, again), f"the gradient of {name} differs from one call to the next"
+        (alone,) = _pulled(subject, inputs, upstream, [name])
+        assert torch.equal(alone, whole), f"the gradient of {name} alone differs from that among others"
+    for index in range(len(upstream) if len(upstream) > 1 else 0):
+        one = [grad if at == index else None for at, grad in enumerate(upstream)]
+        _judged(subject, inputs, [one], names, f"by output {index}")
+    views = (guard.strided, guard.transposed)
+    for first in range(2):
+        laid = {
+            n: views[(first + at) % 2](v) if isinstance(v, Tensor) else v for at, (n, v) in enumerate(inputs.items())
+        }
+        turned = [views[(first + 1 + at) % 2](grad) for at, grad in enumerate(upstream)]
+        _judged(subject, laid, [turned], names, "in another layout")
+    _judged(subject, inputs, [[grad.new_ones(()).expand_as(grad) for grad in upstream]], names, "by a sum")
+    masks = {name: mask for name, mask in subject.padding(inputs).items() if name in names}
+    if masks:
+        loud = {name: inputs[name].masked_fill(mask, float("nan")) for name, mask in masks.items()}
+        beside = _pulled(subject, {**inputs, **loud}, upstream, names)
+        assert all(map(torch.equal, clean, beside)), "the gradients depend on the padding"
+
+
+def gradient_bounds(subject: Subject) -> None:
+    """The backward reads nothing beyond what it is given, writes all of what it allocates and nothing beyond it."""
+    inputs, upstream = subject.inputs(), _upstream(subject)
+    names = list(_leaves(inputs))
+    clean = _pulled(subject, inputs, upstream, names)
+    implementation = fused(subject)
+    assert implementation is not None and implementation.backward is not None
+    module = importlib.import_module(implementation.backward)
+    allocations = guard.Allocations()
+
+    def launch(*args: Any, launch: Callable[..., Any] = module.launch) -> Any:
+        with allocations:
+            return launch(*args)
+
+    banded = {n: guard.Banded.copy(v) for n, v in inputs.items() if isinstance(v, Tensor) and v.numel()}
+    around = [guard.Banded.copy(grad) for grad in upstream]
+    with mock.patch.object(module, "launch", launch):
+        given = {**inputs, **{name: b.tensor for name, b in banded.items()}}
+        found = _pulled(subject, given, [b.tensor for b in around], names)
+    assert allocations.made, "the backward's launcher was not called, or allocated nothing"
+    for what, bands in (("inputs", banded.values()), ("gradients", around), ("allocations", allocations.made)):
+        assert all(b.intact() for b in bands), f"something was written around the {what}"
+    assert all(map(torch.equal, clean, found)), "the gradients depend on what lies around, or are not all written"
+
+
+def _args(subject: Subject) -> tuple[Any, ...]:
+    with mock.patch.object(type(OPS[subject.spec.name]), "__call__", lambda op, *args: args):
+        return subject.spec.call(**subject.inputs())
+
+
+def _leaves(inputs: Inputs) -> dict[str, Tensor]:
+    return {name: v for name, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def _upstream(subject: Subject, draw: int = 0) -> list[Tensor]:
+    """Gradients of the outputs, drawn."""
+    generator = torch.Generator().manual_seed(subject.seed + 1 + draw)
+    drawn = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in subject.clean]
+    return [grad.to(o) for grad, o in zip(drawn, subject.clean, strict=True)]
+
+
+def _pulled(
+    subject: Subject, inputs: Inputs, upstream: Grads, names: Sequence[str], backend: str | None = None
+) -> tuple[Tensor, ...]:
+    """The gradients of the named inputs."""
+    leaves = {name: inputs[name].detach().requires_grad_() for name in names}
+    with dispatch.use_backend(backend or subject.backend):
+        outputs = subject.spec.run({**inputs, **leaves})
+        given = [(o, grad) for o, grad in zip(outputs, upstream, strict=True) if grad is not None and o.requires_grad]
+        return torch.autograd.grad(
+            [o for o, _ in given], list(leaves.values()), [grad for _, grad in given], materialize_grads=True
+        )
+
+
+def _judged(subject: Subject, inputs: Inputs, upstream: Sequence[Grads], names: Sequence[str], what: str) -> None:
+    """Hold the gradients of the named inputs, by each of several upstream ones, to the reference's in float64."""
+
+    def pulled(inputs: Inputs, dtype: torch.dtype | None, backend: str | None) -> list[Tensor]:
+        drawn = [[grad if grad is None or dtype is None else grad.to(dtype) for grad in grads] for grads in upstream]
+        draws = [_pulled(subject, inputs, grads, names, backend) for grads in drawn]
+        return [torch.stack(draw) for draw in zip(*draws, strict=True)]
+
+    found = pulled(inputs, None, None)
+    exact = {name: v.double() if name in names else v for name, v in inputs.items()}
+    oracles = pulled(exact, torch.float64, "reference")
+    # Left to itself cuDNN convolves float32 in TF32, whose error would then be allowed to the kernel.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plains = pulled(inputs, None, "reference")
+    for name, got, plain, oracle in zip(names, found, plains, oracles, strict=True):
+        assert got.dtype == plain.dtype, f"the gradient of {name} is {got.dtype}, the reference's {plain.dtype}"
+        verdict = judge(got, plain, oracle)
+        subject.verdicts.append(verdict)
+        assert verdict.ok, f"the gradient of {name}, {what}, errs by {verdict.error:.3g}, allowed {verdict.allowed:.3g}"
