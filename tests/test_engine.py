@@ -192,7 +192,7 @@ def test_requests_at_random_are_as_if_alone(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_thousand_requests_at_random_are_as_if_alone(name: str, tmp_path: Path) -> None:
-    """A third of them for each model, an hour and a half of audio, a gigabyte with its features."""
+    """A third of them for each model, an hour and a half of audio, which would not fit into `GROWTH` at once."""
     check_at_random(name, tmp_path, 334, 60, 1, 90.0)
 
 
