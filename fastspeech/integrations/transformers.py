@@ -12,7 +12,7 @@ from torch import nn
 import fastspeech
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.generation import GenerationConfig
-from fastspeech.integrations import served
+from fastspeech.integrations import counterparts, served
 from fastspeech.integrations.shared import build, original_class
 from fastspeech.kernels import rope_attention
 from fastspeech.layers.attention import attention
@@ -131,18 +131,18 @@ def accelerate(
         raise ValueError(f"mode must be 'inference' or 'training', got {mode!r}")
     restore(hf_model)
     made: dict[str, Any] = {}
-    head = getattr(hf_model, "get_output_embeddings", lambda: None)()
+    head: Any = getattr(hf_model, "get_output_embeddings", lambda: None)()
     refused: dict[str, str] = {}
     known = known_name(hf_model) in _MODELS
     for name, module in hf_model.named_modules() if known else ():
         kind = known_name(module)
-        if kind in _COUNTERPARTS:
-            try:
+        try:
+            if kind in _COUNTERPARTS:
                 made[name] = _serve(module, *_COUNTERPARTS[kind], mode == "training")
-            except ValueError as error:
-                refused[name] = str(error)
-        elif made and module is head and type(module) is nn.Linear:
-            made[name] = served.Head(module)
+            elif made and module is head:
+                made[name] = served.Head(module)
+        except ValueError as error:
+            refused[name] = str(error)
     left = _left(hf_model, set(made), refused) if known else {"": f"{type(hf_model).__name__} is not known here"}
     if strict and (refused or not made):
         raise ValueError(
@@ -156,12 +156,15 @@ def accelerate(
 
 
 def restore(hf_model: nn.Module) -> None:
-    """Undo `accelerate`: every module has its own forward again, and every parameter memory of its own."""
-    for module in hf_model.modules():
-        forward = vars(module).get("forward")
-        if isinstance(forward, (served.Served, served.Head)):
-            del module.forward
-            forward.release()
+    """Undo `accelerate`: every module has its own forward again, and every parameter memory of its own.
+
+    What something else has put around a forward of ours stays, and calls the module's own.
+    """
+    for forward in served.forwards(hf_model):
+        if vars(forward.module).get("forward") is forward:
+            del forward.module.forward
+        forward.over = True
+        forward.release()
 
 
 def register() -> None:
@@ -217,24 +220,24 @@ def known_name(module: Any) -> str | None:
 
 
 _COUNTERPARTS: dict[str | None, tuple[type[served.Served], str, str, str]] = {
-    "CohereAsrDecoder": (served.Decoder, "cohere_asr", "decoder.CohereAsrDecoder", "CohereAsrConfig"),
+    "CohereAsrDecoder": (counterparts.Decoder, "cohere_asr", "decoder.CohereAsrDecoder", "CohereAsrConfig"),
     "KyutaiSpeechToTextModel": (
-        served.KyutaiSpeechToTextModel,
+        counterparts.KyutaiSpeechToTextModel,
         "kyutai_stt",
         "model.KyutaiSpeechToTextModel",
         "KyutaiSpeechToTextConfig",
     ),
-    "MoonshineDecoder": (served.MoonshineDecoder, "moonshine", "decoder.MoonshineDecoder", "MoonshineConfig"),
-    "MoonshineEncoder": (served.MoonshineEncoder, "moonshine", "encoder.MoonshineEncoder", "MoonshineConfig"),
-    "ParakeetEncoder": (served.ParakeetEncoder, "cohere_asr", "encoder.ParakeetEncoder", "ParakeetEncoderConfig"),
+    "MoonshineDecoder": (counterparts.MoonshineDecoder, "moonshine", "decoder.MoonshineDecoder", "MoonshineConfig"),
+    "MoonshineEncoder": (counterparts.MoonshineEncoder, "moonshine", "encoder.MoonshineEncoder", "MoonshineConfig"),
+    "ParakeetEncoder": (counterparts.ParakeetEncoder, "cohere_asr", "encoder.ParakeetEncoder", "ParakeetEncoderConfig"),
     "Speech2TextDecoder": (
-        served.Speech2TextDecoder,
+        counterparts.Speech2TextDecoder,
         "speech_to_text",
         "decoder.Speech2TextDecoder",
         "Speech2TextConfig",
     ),
     "Speech2TextEncoder": (
-        served.Speech2TextEncoder,
+        counterparts.Speech2TextEncoder,
         "speech_to_text",
         "encoder.Speech2TextEncoder",
         "Speech2TextConfig",

@@ -257,6 +257,51 @@ def test_pickled(name: str) -> None:
     assert torch.equal(logits(again, name), plain)
 
 
+def test_what_was_put_around_ours_outlives_it() -> None:
+    """As libraries that move weights to a device when they are needed do."""
+    model = make("moonshine")
+    plain = logits(model, "moonshine")
+    fastspeech.accelerate(model, strict=True)
+    calls: list[str] = []
+    for part in (model.model.decoder, model.proj_out):
+
+        def around(*args: Any, inner: Any = part.forward, **kwargs: Any) -> Any:
+            calls.append(type(inner).__name__)
+            return inner(*args, **kwargs)
+
+        part.forward = around
+    assert worst(logits(model, "moonshine"), plain) <= 1e-4
+    fastspeech.restore(model)
+    assert torch.equal(logits(model, "moonshine"), plain)
+    assert calls == ["MoonshineDecoder", "Head"] * 2
+    report = fastspeech.accelerate(model)
+    assert "something else" in report.left["model.decoder"] and "model.encoder" in report.replaced
+    assert "another forward" in report.left["proj_out"]
+
+
+@pytest.mark.parametrize("change", [_scale, _adapt, _quantise, _replace_forward])
+@pytest.mark.parametrize("first", [True, False])
+def test_heads_that_others_changed(change: Callable[[nn.Module, str], None], first: bool) -> None:
+    """One token, as a decoding step has: more than a few are the original's work."""
+    model = make("s2t")
+    given = {key: value[:1] for key, value in inputs("s2t", model).items()}
+    given["decoder_input_ids"] = given["decoder_input_ids"][:, :1]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        plain = model(**given).logits
+        if not first:
+            fastspeech.accelerate(model, strict=True)
+            assert worst(model(**given).logits, plain) <= 1e-4
+        change(model, "lm_head")
+        if first:
+            expected = model(**given).logits
+            assert "no plain linear map" in fastspeech.accelerate(model).left["lm_head"]
+        found = model(**given).logits
+        fastspeech.restore(model)
+        assert worst(found, plain) > 1e-3
+        assert worst(model(**given).logits, expected if first else found) <= 1e-4
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_moved_and_cast(name: str) -> None:
     """Parameters that are packed, then cast or without memory for a while; and parameters of several dtypes."""
