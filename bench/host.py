@@ -83,15 +83,20 @@ def features(name: str, plan: Plan) -> Iterator[Row]:
     """Clips to a model's inputs on the CPU, and on the device where the extractor can, against transformers'."""
     rate, seconds = EXTRACTORS[name], plan.shrunk(CLIP_S, 1.0)
     clips = [_sound(seconds, rate, seed)[0] for seed in range(CLIPS)]
+    case = f"{CLIPS} x {seconds:g} s"
     contenders: dict[str, Function] = {}
     libraries = ["fastspeech"] + ["transformers"] * (importlib.util.find_spec("transformers") is not None)
     for library in libraries:
-        extractor = getattr(importlib.import_module(library), name)()
+        try:
+            extractor = getattr(importlib.import_module(library), name)()
+        except ImportError as error:  # of a package that some versions of transformers need for it
+            reason = " ".join(str(error).split())[:300]
+            yield {"kind": "host", "name": name, "case": case, "contender": library, "left_out": reason}
+            continue
         call = functools.partial(extractor, clips, sampling_rate=rate, padding=True, return_tensors="pt")
         contenders[library] = call
         if plan.device.type == "cuda" and name == "CohereAsrFeatureExtractor":
             contenders[f"{library} on the GPU"] = functools.partial(call, device=str(plan.device))
-    case = f"{CLIPS} x {seconds:g} s"
     if "transformers" in contenders:
         ours, theirs = (_main(contenders[library]()).double() for library in libraries)
         error = (ours - theirs).norm() / theirs.norm() if ours.shape == theirs.shape else torch.tensor(torch.inf)

@@ -251,7 +251,7 @@ def _rows(what: Row, contenders: dict[str, Function], plan: Plan, compiled: bool
             took[name] = time.perf_counter() - began
         except Exception as error:
             spent = counts.ran_out_of_memory(error)
-            reason = "out of memory" if spent else f"{type(error).__name__}: {error}"[:500]
+            reason = "out of memory" if spent else " ".join(f"{type(error).__name__}: {error}".split())[:300]
             yield {**what, "contender": name, "fault" if name == "fastspeech" and not spent else "left_out": reason}
             # What the failed call held may be needed by the next.
             _let_go(plan.device)

@@ -52,10 +52,10 @@ def _materialised_bias(inputs: Inputs) -> Function:
 def _rotated_sdpa(inputs: Inputs) -> Function | None:
     """Rotation, then SDPA, with heads padded to a multiple of 8 for its flash kernel."""
     q, k, v, inv_freq = (inputs[name] for name in ("q", "k", "v", "inv_freq"))
-    if inputs.get("lengths") is not None or inputs.get("window"):
-        return None
     queries, keys, head_dim = q.shape[1], k.shape[1], q.shape[3]
     causal = bool(inputs.get("causal")) and queries > 1
+    if inputs.get("lengths") is not None or inputs.get("window") or (causal and queries != keys):
+        return None
     scale = inputs.get("scale") or head_dim**-0.5
     pad = -head_dim % 8
 

@@ -6,8 +6,9 @@ import random
 import sys
 import time
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -110,6 +111,35 @@ def test_a_wrong_contender_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None
     assert ["errs by" in row.get("left_out", "") for row in rows if row["contender"] == "wrong"] == [True]
     assert all("samples_s" not in row for row in rows if row["contender"] == "wrong")
     assert any("samples_s" in row for row in rows if row["contender"] == "reference")
+
+
+def _flash_attn_func(q, k, v, softmax_scale: float, causal: bool):  # type: ignore[no-untyped-def]
+    assert q.is_contiguous() and q.shape[3] % 8 == 0
+    sides = (side.transpose(1, 2) for side in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        *sides, scale=softmax_scale, is_causal=causal, enable_gqa=q.shape[2] != k.shape[2]
+    )
+    return out.transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", kernels.PEERS)
+def test_peers_compute_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    package = ModuleType("flash_attn")
+    package.__spec__, package.flash_attn_func = ModuleSpec("flash_attn", None), _flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    spec = load_spec(name)
+    seen = set()
+    with torch.no_grad():
+        for case in spec.cases:
+            if case.kind not in ("ordinary", "odd"):
+                continue
+            dtype = torch.bfloat16 if name == "rope_attention" else torch.float32
+            plan = Plan(CPU, budget_s=0.0, compiled=False)
+            rows = list(kernels.measure(spec, case, dtype, plan, CEILINGS))
+            assert not [row for row in rows if "samples_s" not in row]
+            seen |= {row["contender"] for row in rows}
+    assert seen >= kernels.PEERS[name].keys()
 
 
 def test_functions_are_timed_in_turn() -> None:
