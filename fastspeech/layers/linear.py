@@ -67,6 +67,13 @@ def direct(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     return _product(linear.weight, linear.bias)
 
 
+def rectified(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """max(0, .) of `module`, a linear map, as a function of its present parameters: one pass where oneDNN serves it."""
+    if torch.is_grad_enabled() or type(module) is not nn.Linear or not through_onednn(module.weight):
+        return lambda x: nn.functional.relu(module(x))
+    return partial(linear, weight=module.weight, bias=module.bias, relu=True)
+
+
 def pointwise(conv: nn.Conv1d) -> Callable[[Tensor], Tensor]:
     """A convolution of one tap as a function of x (..., channels) and of its present parameters."""
     weight, bias = conv.weight[..., 0], conv.bias

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastspeech.layers.derived import DerivingModule
-from fastspeech.layers.linear import PackedLinear, direct
+from fastspeech.layers.linear import PackedLinear, direct, rectified
 from fastspeech.layers.relaid import Map, Product
 
 
@@ -40,7 +40,8 @@ def feed_forward(
 ) -> Map:
     """The function fc2(act(fc1(x))), with dropout before fc2 in training."""
     up, down = product(fc1), product(fc2)
-    inner = dropped(lambda h: act(up(h)), probability, training)
+    activated = rectified(fc1) if product is direct and act is F.relu else lambda h: act(up(h))
+    inner = dropped(activated, probability, training)
     return lambda h: down(inner(h))
 
 
