@@ -1,6 +1,7 @@
 """Which files import other libraries of models and kernels."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ HOMES = {
 """Of the package; bench/ measures against transformers, and tests hold it to that."""
 
 
+@cache
 def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
