@@ -29,7 +29,7 @@ from fastspeech.layers import paged
 from fastspeech.layers.writer import Writer
 from fastspeech.outputs import BaseModelOutput
 from fastspeech.recognition import PROMPT_OPTIONS, Recogniser
-from fastspeech.requests import Handle, Job, Request, Result, Summary, Timing, together
+from fastspeech.requests import Handle, Job, Request, Result, Summary, together
 
 _CPU_POOL_BYTES = 1 << 30
 
@@ -297,12 +297,11 @@ class Engine:
         except Exception as error:
             self._one_by_one(self._listen, batch, error)
             return
-        spent = time.perf_counter() - began
+        self._spend("encoded", began, batch)
         hidden = encoded.last_hidden_state
         mask = encoded.attention_mask
         frames = [hidden.shape[1]] * len(batch) if mask is None else mask.sum(-1).tolist()
         for place, job in enumerate(batch):
-            job.request.spend("encoded", spent)
             job.encoded = hidden[place : place + 1, : frames[place]]
             self._heard.append(job)
 
@@ -356,9 +355,7 @@ class Engine:
             return
         began = time.perf_counter()
         ended = self._writer.write()
-        spent = time.perf_counter() - began
-        for job in jobs:
-            job.request.spend("decoded", spent)
+        self._spend("decoded", began, jobs)
         for key, outcome in ended:
             job = cast(Job, key)
             if isinstance(outcome, Exception):
@@ -381,10 +378,15 @@ class Engine:
             self._one_by_one(self._read, jobs, error)
             return
         self._done["tokens"] += ids.numel()
-        spent = time.perf_counter() - began
+        self._spend("decoded", began, jobs)
         for job, rows in zip(jobs, logits.split([job.plan.beams for job in jobs]), strict=True):
-            job.request.spend("decoded", spent)
             self._go_on(job, rows)
+
+    def _spend(self, what: str, began: float, jobs: Iterable[Job]) -> None:
+        """Note what a batch took for each request in it, once, however many of its chunks are."""
+        spent = time.perf_counter() - began
+        for request in {job.request for job in jobs}:
+            request.spend(what, spent)
 
     def _one_by_one(self, run: Callable[[list[Job]], None], jobs: list[Job], error: Exception) -> None:
         """After an error of a batch: one of it may be at fault, and the others are not to suffer for it."""
@@ -425,10 +427,7 @@ class Engine:
             request.progress(request.samples / rate, recording.samples / rate)
         if request.waiting == 0:
             transcript = recogniser.transcript(recording, request.prompt.get("language"), request.details)
-            names = ("queued", "loaded", "features", "encoded", "decoded")
-            spent = {name: request.times.get(name, 0.0) for name in names}
-            total = time.perf_counter() - request.submitted
-            self._end(request, Result(transcript, Timing(**spent, total=total, audio=recording.samples / rate)))
+            self._end(request, Result(transcript, request.timing(recording.samples / rate)))
 
     def _drop(self, job: Job, error: BaseException) -> None:
         """Take a job out; its request ends with the error, unless it has ended."""

@@ -135,6 +135,12 @@ class Request:
     def spend(self, what: str, seconds: float) -> None:
         self.times[what] = self.times.get(what, 0.0) + seconds
 
+    def timing(self, audio: float) -> Timing:
+        """Where the time went, for a recording of so many seconds that is done now."""
+        names = ("queued", "loaded", "features", "encoded", "decoded")
+        spent = {name: self.times.get(name, 0.0) for name in names}
+        return Timing(**spent, total=time.perf_counter() - self.submitted, audio=audio)
+
 
 @dataclass(eq=False)
 class Job:
