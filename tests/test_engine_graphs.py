@@ -11,7 +11,9 @@ import pytest
 import torch
 from test_engine import TINY, alone, clip, ears, engine, options_at_random
 
+from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.seats import Seats
+from fastspeech.layers import paged
 from fastspeech.layers.writer import Writer
 from tests.generation.tape import WAYS, as_on_a_device, as_on_a_gpu
 
@@ -83,6 +85,32 @@ def test_a_step_is_recorded_again_where_the_pool_has_grown(monkeypatch: pytest.M
         e.pool.grow(2 * e.pool.pages)
         assert e.submit(clip(1.0, 3), max_new_tokens=40).result(60).text == expected[3]
         assert len(log) == recorded + 4
+
+
+@torch.no_grad()
+def test_nothing_is_written_to_pages_of_a_text_that_was_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_device(monkeypatch)
+    model, _ = TINY["moonshine"]()
+    decoder = model.model.decoder
+    pool = PagePool(len(decoder.layers), decoder.kv_heads, decoder.head_dim, 20)
+    writer, caches = Writer(model, pool, 4), {}
+    plan = model.planned(torch.zeros(1, 4000), eos_token_id=[], max_new_tokens=30)[3]
+    for key in "ab":
+        caches[key] = PagedCache(pool, 1, 30, 9)
+        paged.listen(decoder, torch.randn(1, 9, decoder.config.hidden_size), [caches[key]])
+        writer.add(key, caches[key], torch.tensor([[1, 5, 6]]), plan)
+    assert writer.write() == []
+    pages = {key: cache.tables[0] for key, cache in caches.items()}
+    writer.remove("a")
+    before = pool.keys.clone()
+    for _ in range(3):
+        assert writer.write() == []
+    changed = (pool.keys != before).transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
+    assert changed and set(changed) <= set(pages["b"])
+    for _ in range(4):
+        written = writer.write()
+    ((key, text),) = written
+    assert key == "b" and isinstance(text, torch.Tensor) and len(text) == 31
 
 
 def test_a_text_joins_wider_seats_while_others_are_written(monkeypatch: pytest.MonkeyPatch) -> None:

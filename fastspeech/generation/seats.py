@@ -61,9 +61,9 @@ class Seats:
         device: where all of it is.
 
     Attributes:
-        tokens, lengths, limits, frames, lines: (rows,) int64, of the text at a seat: its last token; its tokens so far;
-            how many it may have, and once it has ended, has; frames that it is a text of; where in `written` it is.
-            A seat is idle where its length is not below its limit.
+        tokens, lengths, limits, last_frames, starts: (rows,) int64, of the text at a seat: its last token; its tokens
+            so far; how many it may have, and once it has ended, has; the last of the frames that it is a text of; where
+            in `written`, taken as one line, it begins. A seat is idle where its length is not below its limit.
         ends: (rows, ends) int64, the tokens that end it; -1 where there are fewer.
         table, cross_table: (rows, columns) and (rows, cross_columns) int32, its pages.
         written: (rows, length) int64, the texts, by their lines.
@@ -83,7 +83,7 @@ class Seats:
             # Behind the texts, a place for each seat to write to while it is idle.
             self._memory = torch.zeros(rows * length + rows, dtype=torch.int64)
             self._nowhere = torch.arange(rows * length, rows * length + rows)
-        self.tokens, self.lengths, self.limits, self.frames, self.lines = self._state.unbind()
+        self.tokens, self.lengths, self.limits, self.last_frames, self.starts = self._state.unbind()
         self.written = self._memory[: rows * length].view(rows, length)
         self.graphs = Graphs(device)
 
@@ -96,8 +96,8 @@ class Seats:
         frames (B,) of each. No other seat stays taken."""
         rows, count = prompt.shape
         self.limits.zero_()
-        self.tokens[:rows], self.lengths[:rows], self.frames[:rows] = prompt[:, -1], count, frames
-        self.lines.copy_(torch.arange(self.rows, device=prompt.device))
+        self.tokens[:rows], self.lengths[:rows], self.last_frames[:rows] = prompt[:, -1], count, frames - 1
+        self.starts.copy_(self.length * torch.arange(self.rows, device=prompt.device))
         self.ends.fill_(-1)[:rows, : len(plan.eos)] = upload(torch.tensor(plan.eos, dtype=torch.int64), prompt.device)
         self.written.fill_(plan.pad)[:rows, :count] = prompt
         each = [plan.max_length] * rows if plan.limits is None else plan.limits
@@ -106,7 +106,7 @@ class Seats:
     def join(
         self, seats: Sequence[int], prompt: Tensor, plans: Sequence[Plan], frames: Sequence[int], *tables: Tensor
     ) -> None:
-        """Begin further texts, in lines of the same numbers as their seats.
+        """Begin further texts, each in the line of `written` of its seat's number.
 
         Args:
             seats: k idle ones.
@@ -117,16 +117,16 @@ class Seats:
         device = self._state.device
         count = prompt.shape[1]
         told = [
-            (seat, count, plan.max_length if plan.limits is None else plan.limits[0], heard, seat)
+            (seat, count, plan.max_length if plan.limits is None else plan.limits[0], heard - 1, seat * self.length)
             for seat, plan, heard in zip(seats, plans, frames, strict=True)
         ]
         ends = [[*plan.eos, *[-1] * (self.ends.shape[1] - len(plan.eos))] for plan in plans]
-        at, lengths, limits, heard, lines = upload(torch.tensor(told), device).T
+        at, *rest = upload(torch.tensor(told), device).T
         self.ends[at] = upload(torch.tensor(ends), device)
         for table, given in zip((self.table, self.cross_table), tables, strict=True):
             table[:, : given.shape[1]][at] = given
         self.written[:, :count][at] = prompt
-        self._state[:, at] = torch.stack((prompt[:, -1], lengths, limits, heard, lines))
+        self._state[:, at] = torch.stack((prompt[:, -1], *rest))
 
     def leave(self, seat: int) -> None:
         """End the text at a seat."""
@@ -139,6 +139,7 @@ class Seats:
         for name in ("_state", "ends", "table", "cross_table", "written"):
             held = getattr(self, name)
             getattr(made, name)[:, : held.shape[1]] = held
+        made.starts.copy_(self.starts // self.length * made.length)
         return made
 
     def fits(self, columns: int, cross_columns: int, length: int, ends: int) -> bool:
@@ -150,23 +151,21 @@ class Seats:
         return self.table.shape[1], self.cross_table.shape[1]
 
     def step(self, rows: int) -> None:
-        """Write a token of each text at the first `rows` seats. An idle seat stays as it is."""
-        tokens, lengths, limits, frames, lines = self._state[:, :rows].unbind()
-        running = lengths < limits
-        idle = running.logical_not()
+        """Write a token of each text at the first `rows` seats. An idle seat stays idle, and its text as it is."""
+        tokens, lengths, limits, last_frames, starts = self._state[:, :rows].unbind()
+        idle = lengths >= limits
         places = Places(
             (lengths - 1).masked_fill(idle, -1),
             self.table[:rows],
-            (frames - 1).masked_fill(idle, -1),
+            last_frames.masked_fill(idle, -1),
             self.cross_table[:rows],
             self.length - 1,
         )
-        new = self._read(tokens[:, None], places).argmax(-1)
-        self._memory.scatter_(0, torch.where(idle, self._nowhere[:rows], lines * self.length + lengths), new)
-        tokens.copy_(torch.where(idle, tokens, new))
-        lengths.add_(running)
-        ended = (new[:, None] == self.ends[:rows]).any(1).logical_and(running)
-        limits.copy_(torch.where(ended, lengths, limits))
+        torch.argmax(self._read(tokens[:, None], places), -1, out=tokens)
+        self._memory.scatter_(0, torch.where(idle, self._nowhere[:rows], starts + lengths), tokens)
+        lengths.add_(idle.logical_not())
+        ended = (tokens[:, None] == self.ends[:rows]).any(1)
+        torch.where(ended, lengths, limits, out=limits)
 
     def run(self, rows: int, steps: int) -> None:
         """So many steps of the first `rows` seats."""
@@ -179,11 +178,11 @@ class Seats:
         """Record the step of so many rows, if it has not been."""
         if bucket in self.graphs:
             return
-        # To record a step takes it, which changes nothing where all are idle.
-        held = self.limits.clone()
+        # To record a step takes it, which changes no text and no page where all are idle.
+        held = self._state.clone()
         self.limits.zero_()
         self.graphs.record(bucket, partial(self.step, bucket))
-        self.limits.copy_(held)
+        self._state.copy_(held)
 
     def look(self) -> "Look":
         """The lengths and limits at all seats, (2, rows), as they are once the steps so far were taken."""

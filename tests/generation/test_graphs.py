@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 from functools import cache
 from types import SimpleNamespace
@@ -159,6 +160,18 @@ def test_threads_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [kept("moonshine").generate(**case, max_new_tokens=30).tolist() for case in cases]
     as_on_a_device(monkeypatch)
     model, found = fresh("moonshine"), {}
+    inside: list[int] = []
+    write_all = Seats.write
+
+    def noted(self: Seats, rows: int, steps: int) -> int:
+        inside.append(rows)
+        time.sleep(0.05)
+        assert len(inside) == 1
+        longest = write_all(self, rows, steps)
+        inside.clear()
+        return longest
+
+    monkeypatch.setattr(Seats, "write", noted)
 
     def write(at: int) -> None:
         found[at] = model.generate(**cases[at], max_new_tokens=30).tolist()
@@ -322,10 +335,11 @@ def test_a_step_of_cuda_tensors_needs_nothing_of_the_host(name: str, monkeypatch
 def test_a_step_changes_nothing_at_idle_seats(name: str) -> None:
     _, made = seated(name, 4)
     made.limits[0] = made.limits[2] = 0
+    assert made.limits[3] == 0
     pool_of = made._read.__closure__
     assert pool_of is not None
     (pool,) = [cell.cell_contents for cell in pool_of if isinstance(cell.cell_contents, PagePool)]
-    before = {name: getattr(made, name).clone() for name in ("tokens", "lengths", "limits", "written")}
+    before = {name: getattr(made, name).clone() for name in ("lengths", "limits", "written")}
     keys = pool.keys.clone()
     for _ in range(3):
         made.step(4)
@@ -352,7 +366,7 @@ def test_to_record_a_step_changes_nothing(way: str, monkeypatch: pytest.MonkeyPa
 
 def test_texts_take_the_first_seats_and_no_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     _, made = seated("moonshine", 8)
-    before = {name: getattr(made, name).clone() for name in ("tokens", "lengths", "frames", "lines", "table")}
+    before = {name: getattr(made, name).clone() for name in ("tokens", "lengths", "starts", "table")}
     made.move([2, 0], 4)
     assert all(getattr(made, name)[:2].equal(value[[2, 0]]) for name, value in before.items())
     assert (made.lengths < made.limits).tolist() == [True, True, *[False] * 6]
