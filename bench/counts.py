@@ -43,21 +43,21 @@ def dispatched(function: Function) -> int:
 
 
 def launches(function: Function, device: torch.device) -> dict[str, int]:
-    """{"launches": calls of CUDA that start kernels, graphs or copies, "kernels": what ran on the GPU}; empty on a
-    CPU, and where the profiler sees nothing."""
+    """{"launches": calls of CUDA that start kernels, graphs or copies, "kernels": what ran on the GPU, copies too};
+    empty on a CPU, and where the profiler sees nothing."""
     if device.type != "cuda":
         return {}
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize(device)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
         function()
         torch.cuda.synchronize(device)
     events = seen.events() or []
     ran = sum(event.device_type == DeviceType.CUDA for event in events)
     asked = sum(event.device_type == DeviceType.CPU and event.name.startswith(_LAUNCHES) for event in events)
-    return {"launches": asked, "kernels": ran} if ran else {}
+    return {"launches": asked, "kernels": ran} if ran and asked else {}
 
 
 def peak(function: Function, device: torch.device) -> int | None:

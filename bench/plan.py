@@ -38,8 +38,8 @@ class Plan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of models, and of ops that have it."""
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        """That of models, and of ops that have it; a rehearsal's is a GPU's."""
+        return torch.bfloat16 if self.device.type == "cuda" or self.rehearsal else torch.float32
 
     def wants(self, *names: str) -> bool:
         return not self.names or any(name in self.names for name in names)

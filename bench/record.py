@@ -48,7 +48,7 @@ def begin(record: dict[str, Any], device: torch.device) -> dict[str, Any]:
         ValueError: the record is of another device or other versions.
     """
     fresh = new(device)
-    if (record["versions"], record["device"]) != (fresh["versions"], fresh["device"]):
+    if record["versions"] != fresh["versions"] or record["device"]["name"] != fresh["device"]["name"]:
         raise ValueError("the record is of another device or other versions: begin a new one, by --output")
     note = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
