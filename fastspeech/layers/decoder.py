@@ -111,8 +111,7 @@ class Decoder(DerivingModule):
             return None
         if self.in_int8:
             int8.check(weight)
-            if (layout := int8.layout(rows)) is not None:
-                return self._relaid.by(layout)
+            return self._relaid.by(int8.in_int8)
         return self._relaid.product(rows) if through_onednn(weight) else None
 
     def decode_in_int8(self, enable: bool) -> None:

@@ -199,13 +199,12 @@ class WithHead:
         A step for a few rows takes as long as its weights take to be read, and these are a quarter of float32's: they
         are derived from the parameters (each output's are integers times one scale), which stay as they are, as do
         `state_dict` and what is saved. `generate` and an engine that is made afterwards decode with them; the encoder,
-        `forward` and gradients have nothing to do with it. Up to 4 rows at once activations are bfloat16; more are
-        rounded to eight bits too, each row by a scale of its own, where the processor has VNNI, and are decoded as
-        before where it has not.
+        `forward` and gradients have nothing to do with it. It pays for up to about 4 rows; for more than 8 float32 is
+        faster.
 
-        That costs accuracy: of small models with random weights logits moved, up to 4 rows and beyond, by 0.9 and 1.2
-        percent (CohereAsr), 3.1 and 4.3 (Moonshine), 1.0 and 1.3 (Speech2Text), of root mean squares, and of 100 best
-        tokens 98 and 98, 97 and 95, 99 and 99 stayed the best; the demo checkpoint's sample keeps its text.
+        That costs accuracy: of small models with random weights logits moved by 0.9 percent (CohereAsr), 3.1
+        (Moonshine) and 1.0 (Speech2Text), of root mean squares, and 98, 97 and 99 of 100 best tokens stayed the best;
+        the demo checkpoint's sample keeps its text. Activations are bfloat16 in these products.
 
         Raises:
             ValueError: the model is not on the CPU.
