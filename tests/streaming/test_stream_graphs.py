@@ -82,19 +82,25 @@ def test_recordings_are_written_as_without_graphs(alignment: str, monkeypatch: p
         {},
         {"padding_mask": mask, "stop_at_audio_end": True},
         {"max_new_tokens": 20},
-        {"return_dict_in_generate": True, "output_hidden_states": True},
+        {"output_hidden_states": True},
     ]
 
-    def written() -> list[torch.Tensor]:
-        found = [model.generate(audio, alignment=alignment, **case) for case in cases]
-        return [each if isinstance(each, torch.Tensor) else each.sequences for each in found]
+    def written() -> list[Any]:
+        options = {"alignment": alignment, "return_dict_in_generate": True, "output_scores": True}
+        bare = model.generate(audio, alignment=alignment, **cases[1])
+        return [bare, *(model.generate(audio, **options, **case) for case in cases)]
 
     expected = written()
     log = as_on_a_gpu(monkeypatch)
-    assert all(mine.equal(theirs) for mine, theirs in zip(written(), expected, strict=True))
-    assert len(log) == 4 * len(cases)
+    found = written()
+    assert found[0].equal(expected[0])
+    for mine, theirs in zip(found[1:], expected[1:], strict=True):
+        assert mine.sequences.equal(theirs.sequences)
+        torch.testing.assert_close(torch.stack(mine.scores), torch.stack(theirs.scores), atol=1e-4, rtol=0)
+    recorded = len(log)
+    assert recorded == 4 * (1 + len(cases))
     model.generate(audio, alignment=alignment, max_new_tokens=15)
-    assert len(log) == 4 * len(cases)
+    assert len(log) == recorded
 
 
 @pytest.mark.gpu
