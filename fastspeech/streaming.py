@@ -224,14 +224,14 @@ class StreamingTranscriber:
         rows, first = [stream.row for stream in streams], [stream.steps == 0 for stream in streams]
         if graphs.captures(device):
             bucket = self._bucket(max(rows) + 1)
-            samples = np.zeros((bucket, 1, self.frame_size), np.float32)
+            heard = np.zeros((bucket, 1, self.frame_size), np.float32)
             flags = np.zeros((2, bucket), bool)
-            samples[rows, 0], flags[:, rows] = frames, [[True] * len(rows), first]
-            self._samples[:bucket] = graphs.upload(torch.from_numpy(samples), device)
+            heard[rows, 0], flags[:, rows] = frames, [[True] * len(rows), first]
+            self._samples[:bucket] = graphs.upload(torch.from_numpy(heard), device)
             self._flags[:, :bucket] = graphs.upload(torch.from_numpy(flags), device)
             self._graphs.run(bucket)
-            told = self._told[:bucket].tolist()
-            return [told[row] for row in rows]
+            of_each = self._told[:bucket].tolist()
+            return [of_each[row] for row in rows]
         slots, new = torch.tensor(rows, device=device), torch.tensor(first, device=device)
         samples = torch.from_numpy(np.stack(frames)[:, None]).to(device)
         codes, tokens, told = self._frame(samples, new, self._codes[slots], self._tokens[slots], self._state, slots)

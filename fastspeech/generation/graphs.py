@@ -73,7 +73,8 @@ class Graphs:
                 # Nothing may be compiled nor a library's workspace taken while a graph is being recorded.
                 with found:
                     function()
-                graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+                graph = torch.cuda.CUDAGraph()
+                run: Callable[[], None] = graph.replay
                 try:
                     # Other threads go on: they load recordings.
                     with torch.cuda.graph(
@@ -86,9 +87,9 @@ class Graphs:
                         RuntimeWarning,
                         stacklevel=2,
                     )
-                    graph = None
+                    run = function
             before.wait_stream(self._stream)
-        return _Replay(function if graph is None else graph.replay, found.tensors)
+        return _Replay(run, found.tensors)
 
 
 class _Replay:

@@ -171,11 +171,11 @@ class GenerationMixin:
                     self.record_steps(silence, max_new_tokens)
                 self.generate(**silence, max_new_tokens=2)
 
-    def silence(self, rows: int, seconds: float) -> dict[str, torch.Tensor]:
+    def silence(self, rows: int, seconds: float) -> dict[str, Any]:
         """The inputs of `generate` for so many utterances of silence."""
         raise NotImplementedError
 
-    def record_steps(self, inputs: dict[str, torch.Tensor], max_new_tokens: int | None) -> None:
+    def record_steps(self, inputs: dict[str, Any], max_new_tokens: int | None) -> None:
         """Record the steps that `generate` with these inputs may come to; nothing where it records none."""
 
     def sits(self, plan: Plan, device: torch.device) -> bool:

@@ -54,11 +54,11 @@ class Seats:
 
     Args:
         read: the model. It looks at no value on the host.
+        device: where all of it is.
         rows: how many seats.
         columns, cross_columns: pages of a text and of what it is a text of, at most.
         length: tokens of a text at most, prompt included.
         ends: different tokens that may end one text.
-        device: where all of it is.
 
     Attributes:
         tokens, lengths, limits, last_frames, starts: (rows,) int64, of the text at a seat: its last token; its tokens
@@ -71,7 +71,7 @@ class Seats:
     """
 
     def __init__(
-        self, read: Read, rows: int, columns: int, cross_columns: int, length: int, ends: int, device: torch.device
+        self, read: Read, device: torch.device, rows: int, columns: int, cross_columns: int, length: int, ends: int
     ) -> None:
         self._read = read
         self.rows, self.length = rows, length
@@ -135,7 +135,7 @@ class Seats:
     def wider(self, columns: int, cross_columns: int, length: int, ends: int) -> "Seats":
         """Seats with room for as much, and for what there is here, with the texts as they are."""
         sizes = map(max, (columns, cross_columns, length, ends), (*self._widths(), self.length, self.ends.shape[1]))
-        made = Seats(self._read, self.rows, *sizes, self._state.device)
+        made = Seats(self._read, self._state.device, self.rows, *sizes)
         for name in ("_state", "ends", "table", "cross_table", "written"):
             held = getattr(self, name)
             getattr(made, name)[:, : held.shape[1]] = held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def through(decoder: Decoder, steps: list[Step], pool: PagePool, input_ids: Tens
     heads, head_dim = decoder.heads, decoder.head_dim
     sizes = [heads, decoder.kv_heads, decoder.kv_heads]
     for step, keys, values, (of_keys, of_values) in zip(steps, pool.keys, pool.values, pool.scales, strict=True):
-        scales = {"key_scales": of_keys, "value_scales": of_values}
+        scales: dict[str, Any] = {"key_scales": of_keys, "value_scales": of_values}
         by_head = step.qkv(h).view(rows, count, -1, head_dim)
         if rotate is not None:
             by_head = rotate(by_head)

@@ -144,7 +144,7 @@ class Seated(Kept):
         weight = next(decoder.parameters())
         kind = {"page_size": PAGE_SIZE, "dtype": weight.dtype, "device": weight.device}
         pool = PagePool(len(steps), decoder.kv_heads, decoder.head_dim, pages, **kind)
-        self.seats = Seats(reader(decoder, steps, head, pool), *sizes, weight.device)
+        self.seats = Seats(reader(decoder, steps, head, pool), weight.device, *sizes)
         return Written(steps, pool, self.seats)
 
 

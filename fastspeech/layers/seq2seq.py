@@ -225,8 +225,10 @@ class WithHead:
         A cache that `forward` returned may be continued; it does not hold the functions, which then are made each time,
         as they are for a graph that is traced.
         """
-        held = isinstance(cache, Decoding) and not torch.compiler.is_compiling()
-        steps, head = (cache.steps, cache.head) if held else self.functions()
+        if isinstance(cache, Decoding) and not torch.compiler.is_compiling():
+            steps, head = cache.steps, cache.head
+        else:
+            steps, head = self.functions()
         cross = cache.cross_keys, cache.cross_values, cache.cross_lengths
         hidden = self.model.decoder.run(steps, input_ids, *cross, cache=cache, record=record)
         return head(hidden if every else hidden[:, -1])

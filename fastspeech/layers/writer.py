@@ -133,7 +133,7 @@ class Writer:
             steps, read = self._made.get(sources, self._functions)
             if self._steps is not steps:
                 self._steps = steps
-                self._seats = Seats(read, self._rows, *map(roomy, sizes), self._pool.keys.device)
+                self._seats = Seats(read, self._pool.keys.device, self._rows, *map(roomy, sizes))
         if not self._present().fits(*sizes):
             self._seats = self._present().wider(*map(roomy, sizes))
         return self._steps

@@ -278,7 +278,7 @@ def seated(name: str, rows: int, device: str = "cpu") -> tuple[Any, Seats]:
     pool = PagePool(len(steps), decoder.kv_heads, decoder.head_dim, 40, page_size=PAGE_SIZE, device=device)
     pool.keys.normal_()
     pool.values.normal_()
-    made = Seats(reader(decoder, steps, head, pool), rows, 3, 2, 44, 3, torch.device(device))
+    made = Seats(reader(decoder, steps, head, pool), torch.device(device), rows, 3, 2, 44, 3)
     made.table[:3] = torch.arange(9, dtype=torch.int32, device=device).view(3, 3)
     made.cross_table[:3] = torch.arange(9, 15, dtype=torch.int32, device=device).view(3, 2)
     prompt = torch.randint(4, 50, (3, 2), device=device)
@@ -323,7 +323,7 @@ def test_a_step_of_cuda_tensors_needs_nothing_of_the_host(name: str, monkeypatch
         decoder = model.model.decoder
         steps, head = model.functions()
         pool = PagePool(len(steps), decoder.kv_heads, decoder.head_dim, 40, page_size=PAGE_SIZE, device="cuda")
-        made = Seats(reader(decoder, steps, head, pool), 4, 3, 2, 44, 3, torch.device("cuda"))
+        made = Seats(reader(decoder, steps, head, pool), torch.device("cuda"), 4, 3, 2, 44, 3)
         made.step(4)
         with Watch("cuda") as watch:
             made.step(4)
@@ -381,7 +381,7 @@ def test_a_step_is_the_likeliest_token_until_an_end_or_the_limit() -> None:
         assert places.positions.shape == places.cross_positions.shape == (4,)
         return torch.nn.functional.one_hot(follows[ids[:, 0]], 10).float()
 
-    made = Seats(read, 4, 1, 1, 7, 2, torch.device("cpu"))
+    made = Seats(read, torch.device("cpu"), 4, 1, 1, 7, 2)
     plan = SimpleNamespace(max_length=7, limits=(7, 5, 7), eos=(6, 3), pad=0)
     made.sit(torch.tensor([[1, 4], [1, 6], [9, 1]]), torch.ones(3, dtype=torch.int64), plan)  # type: ignore[arg-type]
     assert made.write(3, 5) == 5
