@@ -12,7 +12,7 @@ taps - 1 gated values and of the last taps - 1 dz, run ahead of the frame s whos
 What a walk adds to the gradients of the filter and the bias stays in registers and leaves as one row a walk, in a fixed
 order, without atomics. A walk reads 2 (taps - 1) frames more than it writes, which its neighbours read too: HBM moves 5
 values per output (two in and one gradient in, two out), where the reference run again and PyTorch's backward of it move
-29.
+24.
 """
 
 from __future__ import annotations

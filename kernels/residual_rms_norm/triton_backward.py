@@ -6,7 +6,8 @@ With y = total / rms, the gradient of total by way of the norm is, per row (Zhan
 
 to which that of the sum itself is added; x and delta share it. A program computes the sum and its norm again from x
 and delta, for row tiles PROGRAMS apart, and keeps what its rows add to the gradient of weight in registers: it leaves
-as one row a program, in a fixed order, without atomics.
+as one row a program, in a fixed order, without atomics. That moves 6 values an element, where the reference run again
+and PyTorch's backward of it, half of it in float32, move 80.
 """
 
 from __future__ import annotations
