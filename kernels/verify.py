@@ -108,13 +108,16 @@ class Subject:
 
 
 def _filled(tensor: Tensor, mask: Tensor, value: float) -> Tensor:
-    """`masked_fill`, which PyTorch does not have for numbers of eight bits."""
-    return torch.where(mask, torch.full_like(tensor, value), tensor)
+    """`masked_fill`, also of numbers of eight bits, which PyTorch only converts and copies everywhere."""
+    return _wide(tensor).masked_fill(mask, value).to(tensor.dtype)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """`torch.equal`, which PyTorch does not have for numbers of eight bits."""
-    return a.shape == b.shape and bool((a == b).all())
+    return torch.equal(_wide(a), _wide(b))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _floats(inputs: Inputs) -> dict[str, Tensor]:
@@ -212,7 +215,7 @@ def operands(subject: Subject) -> None:
         if isinstance(value, Tensor) and value.is_floating_point():
             # Elementwise and positive: a common factor or offset may rightly cancel, a sign may not be allowed.
             factor = 0.5 + torch.rand(value.shape, generator=generator, dtype=torch.float64)
-            changed = {**inputs, name: value * factor.to(value)}
+            changed = {**inputs, name: (_wide(value) * factor.to(_wide(value))).to(value.dtype)}
         elif isinstance(value, Tensor):
             changed = {**inputs, name: (value - 1).clamp(min=0)}
         elif isinstance(value, float):
@@ -243,7 +246,7 @@ def graph(subject: Subject) -> None:
     with torch.cuda.graph(captured), dispatch.use_backend(subject.backend):
         outputs = subject.spec.run(inputs)
     for v in _floats(inputs).values():
-        v.mul_(0.5)
+        v.copy_(_wide(v) * 0.5)
     plain = subject.run(inputs)
     captured.replay()
     torch.cuda.synchronize()

@@ -41,6 +41,9 @@ def page_append(
     page, slot = page.flatten()[token], (at % page_size).flatten()[token]
     for new, old, scales in ((keys, key_pages, key_scales), (values, value_pages, value_scales)):
         stored = _as_stored(new.flatten(0, 1)[token], old.dtype, scales)
+        if old.element_size() == 1:
+            # What PyTorch does not do with such numbers it does with their bytes.
+            stored, old = stored.view(torch.uint8), old.view(torch.uint8)
         old[page, :, slot] = torch.where(real.any(), stored, old[page, :, slot])
 
 
