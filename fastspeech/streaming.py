@@ -59,8 +59,9 @@ class StreamingTranscriber:
 
     A stream's result is what it would be alone, however its audio is cut into pushes and whatever the other streams do;
     but matrix products may be summed in another order where other rows are beside it, which can tip a token whose
-    probability was equal to the last bits with another's. Of one step, only tokens and pauses leave the device. Calls
-    are for one thread.
+    probability was equal to the last bits with another's. Of one step, only tokens and pauses leave the device; on a
+    GPU it is a CUDA graph, recorded when the transcriber is made, for each power of two of slots. Calls are for one
+    thread.
 
     The silences that the checkpoint was trained with, which its feature extractor states, are put around each stream;
     times do not count them. They have the model's resolution of a frame (80 ms), and follow the rule of Kyutai's server

@@ -184,6 +184,16 @@ def test_threads_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [found[at] for at in range(4)] == expected
 
 
+def test_inference_mode_or_not_is_all_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = kept("moonshine").generate(**inputs("moonshine", 2), max_new_tokens=12).tolist()
+    as_on_a_device(monkeypatch)
+    for first in (True, False):
+        model = fresh("moonshine")
+        for inference in (first, not first, first):
+            with torch.inference_mode(inference):
+                assert model.generate(**inputs("moonshine", 2), max_new_tokens=12).tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("options", "there"),
     [
