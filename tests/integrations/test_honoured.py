@@ -263,6 +263,7 @@ def test_what_was_put_around_ours_outlives_it() -> None:
     plain = logits(model, "moonshine")
     fastspeech.accelerate(model, strict=True)
     calls: list[str] = []
+    head = model.proj_out.forward
     for part in (model.model.decoder, model.proj_out):
 
         def around(*args: Any, inner: Any = part.forward, **kwargs: Any) -> Any:
@@ -271,9 +272,12 @@ def test_what_was_put_around_ours_outlives_it() -> None:
 
         part.forward = around
     assert worst(logits(model, "moonshine"), plain) <= 1e-4
+    head._relaid = None
+    with pytest.raises(AttributeError, match="product"):
+        logits(model, "moonshine")
     fastspeech.restore(model)
     assert torch.equal(logits(model, "moonshine"), plain)
-    assert calls == ["MoonshineDecoder", "Head"] * 2
+    assert calls == ["MoonshineDecoder", "Head"] * 3
     report = fastspeech.accelerate(model)
     assert "something else" in report.left["model.decoder"] and "model.encoder" in report.replaced
     assert "another forward" in report.left["proj_out"]
