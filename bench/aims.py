@@ -93,9 +93,10 @@ class Rows:
         return None if row is None else row.get(figure)
 
     def streams(self, name: str) -> float | None:
-        """How many streams of a model held."""
-        held = [r["streams"] for r in self._rows if r["kind"] == "held" and r["name"] == name and "streams" in r]
-        return max(held, default=None)
+        """How many live streams of a model held."""
+        what = {"kind": "held", "name": name, "contender": "fastspeech"}
+        held = (row for row in self._rows if what.items() <= row.items())
+        return next((row["streams"] for row in held if "streams" in row), None)
 
 
 @dataclass(frozen=True)

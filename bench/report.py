@@ -32,7 +32,8 @@ PyTorch. The gain is ours over that contender."""
 _STREAMS = """A frame is 80 ms of every stream: `mimi`, the codec's encoder, then `lm`, the decoder with its head, and
 `frame`, both, with the tokens on the host. The windows of all streams are full."""
 
-_HELD = "Streams whose frames are done within 80 ms at the 99th percentile, found by doubling and bisection."
+_HELD = """Streams whose frames are done within 80 ms at the 99th percentile, by doubling and bisection: `fastspeech`
+is a StreamingTranscriber with all that a service does on the host, the rest the models alone."""
 
 _GROWTH = """Exponents x of time ~ length^x (at the smallest batch) and time ~ batch^x, by least squares of the
 logarithms; the fit is the coefficient of determination, left out where times hardly vary."""

@@ -453,8 +453,9 @@ def test_every_aim_finds_its_figure() -> None:
     timed = [{**row, "contender": name, "median_s": 2e-6} for row in rows for name in ours]
     timed += [{**row, "contender": name, "median_s": 8e-6} for row in rows for name in theirs]
     timed += [
-        {"kind": "held", "name": name, "contender": "fastspeech", "streams": 1000}
+        {"kind": "held", "name": name, "contender": contender, "streams": held}
         for name, size in streams.SIZES.items()
+        for contender, held in (("transformers, model alone", 5000), ("fastspeech", 1000))
         if "cuda" in size.devices
     ]
     found = {aim["aim"]: aim for aim in aims.judged(timed)}
