@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,12 @@ Grads = Sequence[Tensor | None]
 
 def fused(subject: Subject) -> Implementation | None:
     """The implementation whose fused backward the subject's call reaches."""
-    op, args = OPS[subject.spec.name], _args(subject)
+    op = OPS[subject.spec.name]
     named = [i for i in op.implementations if i.name == subject.backend and i.backward is not None]
+    if not named:
+        return None
+    # Shapes and dtypes decide: a plan is made where its device need not be.
+    args = _args(dataclasses.replace(subject, device="cpu"))
     return next((i for i in named if i.backward_limits(*args) is None), None)
 
 
