@@ -24,6 +24,7 @@ from media import encode, save
 
 from fastspeech import AudioError, Engine
 from fastspeech.generation.pages import PagePool
+from fastspeech.layers import paged
 from fastspeech.recognition import PROMPT_OPTIONS, Recogniser
 from fastspeech.requests import Handle
 from fastspeech.transcripts import Transcript
@@ -248,6 +249,31 @@ class Fault(Exception):
     pass
 
 
+def test_rows_that_are_free_are_filled_before_a_step_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_wait, read, rows = threading.Event(), paged.read, []
+
+    def counted(decoder: Any, steps: Any, ids: torch.Tensor, caches: Any) -> torch.Tensor:
+        rows.append(len(ids))
+        return read(decoder, steps, ids, caches)
+
+    monkeypatch.setattr(paged, "read", counted)
+    with engine() as e:
+        encode = e.model.encode
+
+        def held_back(*inputs: Any) -> Any:
+            all_wait.wait(60)
+            return encode(*inputs)
+
+        monkeypatch.setattr(e.model, "encode", held_back)
+        handles = [e.submit(clip(0.5, n), max_new_tokens=4, min_new_tokens=4) for n in range(5)]
+        while len(e._feeder.waiting) < 4:
+            time.sleep(0.01)
+        all_wait.set()
+        for handle in handles:
+            handle.result(60)
+    assert rows == [5] * 4
+
+
 def test_an_error_in_one_requests_rule_or_callback_is_that_requests() -> None:
     def fail(*args: Any) -> Any:
         raise Fault
@@ -282,8 +308,6 @@ def test_an_error_in_one_requests_rule_or_callback_is_that_requests() -> None:
 @pytest.mark.parametrize("where", ["encode", "read"])
 def test_an_allocation_that_fails_is_the_fault_of_one(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch is taken again one by one; who fails alone has failed."""
-    from fastspeech.layers import paged
-
     with engine(max_seconds=60.0) as e:
         poisoned = int(16000 * 2.5)
         encode, read = e.model.encode, paged.read
