@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add("--limit", type=float, default=limit, metavar="S", help="begin nothing after so many seconds")
         if name == "models":
             text = "on a CPU leave out what is predicted to take longer (default: %(default)s)"
-            add("--longest", type=float, default=60.0, metavar="S", help=text)
+            add("--longest", type=float, default=90.0, metavar="S", help=text)
         if name == "gpu":
             add("--part", choices=PARTS, help="one part only")
             add("--rehearse", action="store_true", help="run all of it on the CPU at sizes that anything can run")
@@ -134,7 +134,7 @@ def _recording(options: argparse.Namespace) -> Iterator[tuple[Any, dict[str, Any
         names=tuple(options.only),
         budget_s=0.0 if rehearsal else options.budget,
         compiled=not options.no_compile,
-        longest_s=getattr(options, "longest", 60.0),
+        longest_s=getattr(options, "longest", 90.0),
         rehearsal=rehearsal,
     )
     if rehearsal and options.output is None:
@@ -161,12 +161,11 @@ def _run(tasks: list[Any], kept: dict[str, Any], options: argparse.Namespace, pl
 
     finished = set(kept.setdefault("finished", []))
     waiting = [(name, task) for name, task in tasks if name not in finished]
-    faults = left = 0
+    faults = 0
     began = time.perf_counter()
     with tqdm(waiting, disable=None, unit="task") as bar:
         for name, task in bar:
             if options.limit is not None and time.perf_counter() - began > options.limit:
-                left += 1
                 continue
             bar.set_description(name)
             rows = []
@@ -184,10 +183,12 @@ def _run(tasks: list[Any], kept: dict[str, Any], options: argparse.Namespace, pl
             faults += sum("fault" in row for row in rows)
             for line in _lines(rows):
                 tqdm.write(line, file=sys.stdout)
+    left = [name for name, _ in waiting if name not in kept["finished"]]
+    kept["waiting"] = [*(name for name in kept.get("waiting", []) if name not in kept["finished"] + left), *left]
     record.save(kept, options.output)
     told = [f"{len(kept['rows'])} rows"]
     told += [f"{faults} faults"] * bool(faults)
-    told += [f"{left} tasks left by --limit, for --resume"] * bool(left)
+    told += [f"{len(left)} tasks left by --limit, for --resume"] * bool(left)
     print(f"{options.output}: {', '.join(told)}")
     return 1 if faults else 0
 

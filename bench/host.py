@@ -89,8 +89,8 @@ def features(name: str, plan: Plan) -> Iterator[Row]:
     for library in libraries:
         try:
             extractor = getattr(importlib.import_module(library), name)()
-        except ImportError as error:  # of a package that some versions of transformers need for it
-            reason = " ".join(str(error).split())[:300]
+        except ImportError as missing:  # of a package that some versions of transformers need for it
+            reason = " ".join(str(missing).split())[:300]
             yield {"kind": "host", "name": name, "case": case, "contender": library, "left_out": reason}
             continue
         call = functools.partial(extractor, clips, sampling_rate=rate, padding=True, return_tensors="pt")

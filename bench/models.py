@@ -331,8 +331,8 @@ def in_float32(model: Any) -> Any:
 def _predicted(
     size: Size, ours: Any, theirs: Any, ways: dict[str, Any], batch: int, seconds: float, plan: Plan
 ) -> float:
-    """Seconds that a load will take, from an eighth of it."""
-    part = max(1, batch // 8)
+    """Seconds that a load will take, from a quarter of it."""
+    part = max(1, batch // 4)
     whole = _parts(size, _Audio(size, ours, part, seconds, plan, plan.dtype), plan)["whole"]
     began = time.perf_counter()
     whole(ours)

@@ -33,7 +33,7 @@ class Plan:
     names: tuple[str, ...] = ()
     budget_s: float = 1.0
     compiled: bool = True
-    longest_s: float = 60.0
+    longest_s: float = 90.0
     rehearsal: bool = False
 
     @property

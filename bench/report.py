@@ -99,6 +99,7 @@ def _device(record: dict[str, Any], path: Path, folder: Path) -> Iterator[str]:
     yield from _section("The host", _HOST, _host(kinds["host"]))
     for title, word in (("Left out", "left_out"), ("Faults", "fault")):
         yield from _section(title, "", _reasons([row for row in record["rows"] if word in row], word))
+    yield from _section("Not begun within the time given", "", (f"- {name}" for name in record.get("waiting", [])))
 
 
 def _listed(values: dict[str, Any]) -> str:

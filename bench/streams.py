@@ -134,7 +134,7 @@ def hold(name: str, plan: Plan) -> Iterator[Row]:
     if fault:
         yield {"kind": "held", "name": name, "case": "", "contender": "fastspeech", "timing": "", "fault": fault}
         return
-    sides = {"fastspeech": functools.partial(_Live, ours)}
+    sides: dict[str, Callable[[int], Any]] = {"fastspeech": functools.partial(_Live, ours)}
     sides |= {f"{library}, model alone": make for library, make in _sides(ours, theirs).items()}
     for contender, make in sides.items():
         probe = functools.partial(_probe, make, plan)

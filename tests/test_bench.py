@@ -88,7 +88,13 @@ def test_what_was_done_before_an_interruption_is_kept(measured: Path, monkeypatc
 def test_what_a_limit_leaves_is_for_the_next_run(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["kernels", "--device", "cpu", "--only", "cmvn", *QUICK, "--output", str(measured)]
     assert cli.main([*arguments, "--limit", "0"]) == 0
-    assert "2 tasks left by --limit" in capsys.readouterr().out and not json.loads(measured.read_text())["rows"]
+    assert "2 tasks left by --limit" in capsys.readouterr().out
+    found = json.loads(measured.read_text())
+    assert not found["rows"] and len(found["waiting"]) == 2
+    assert cli.main(["report", "--results", str(measured.parents[1])]) == 0
+    assert f"- {found['waiting'][0]}" in (measured.parents[1] / "README.md").read_text()
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert not json.loads(measured.read_text())["waiting"]
 
 
 def test_the_report_has_tables_and_plots(measured: Path) -> None:
