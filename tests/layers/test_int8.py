@@ -101,7 +101,9 @@ def test_the_switch_leaves_the_model_as_it_was(name):
     assert torch.equal(logits(copy.deepcopy(model), inputs, 2), logits(model, inputs, 2))
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
-    assert torch.equal(logits(model.decode_in_int8(False), inputs, 2), plain)
+    model.decode_in_int8(False)
+    assert not model.model.decoder._relaid._kept, "the copies are still held"
+    assert torch.equal(logits(model, inputs, 2), plain)
 
 
 def test_forward_and_gradients_do_not_heed_it():
