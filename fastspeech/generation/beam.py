@@ -130,9 +130,7 @@ class _Beams:
         rows, tokens = self._first_row + chosen // vocabulary, chosen % vocabulary
         ends = self._that_end(rows, tokens, recorded)
 
-        scores_to_grow = scores + ends * _NEVER
-        growing = scores_to_grow.topk(self.beams).indices
-        self._scores = scores_to_grow.gather(1, growing)
+        self._scores, growing = torch.add(scores, ends, alpha=_NEVER).topk(self.beams)
 
         # Only a candidate among the best may end: the others are there so that enough can go on.
         may_end = ends & self._open

@@ -73,9 +73,9 @@ def _together(layout: Layout, maps: Sequence[nn.Linear]) -> Map:
 
 def _streamed(weight: Tensor, bias: Tensor | None) -> Map:
     # Past the op of PyTorch, whose call costs more than a small product.
-    from fastspeech.kernels.tiled_linear.cuda import launch
+    from fastspeech.kernels.tiled_linear.cuda import dense
 
-    return partial(launch, tiles=in_tiles(weight), bias=bias, outputs=len(weight))
+    return partial(dense, in_tiles(weight), None if bias is None else bias.contiguous(), len(weight))
 
 
 def _in_one_row(weight: Tensor, bias: Tensor | None) -> Map:
