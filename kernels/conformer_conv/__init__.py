@@ -23,8 +23,8 @@ def _triton_limits(x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | No
 
 
 def _backward_limits(x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | None) -> str | None:
-    if weight.shape[1] > 31:
-        return f"{weight.shape[1]} taps, at most 31 are kept in registers with their gradients"
+    if weight.shape[1] > 15:
+        return f"{weight.shape[1]} taps, a kernel for the gradients of more than 15 takes minutes to compile"
     return None
 
 

@@ -137,7 +137,7 @@ def launch(
     (dy,) = grads
     assert dy is not None
     slope_rows, rows = as_rows(dy), as_rows(x)
-    block = 32 * WARPS * (2 if taps <= 15 else 1)
+    block = 2 * 32 * WARPS
     blocks = triton.cdiv(channels, block)
     # Longer walks than the forward's, as they overlap by more.
     span = CHUNK * min(max(triton.cdiv(batch * frames * blocks, PROGRAMS * CHUNK), 4), 32)
