@@ -23,9 +23,9 @@ class Relaid(Kept):
 
     A decoding step reads every weight for a row or a few, so what counts is how fast they are read. Where a Zen 4 core
     reads memory at 23 GB/s, products with matrices as parameters lie, (out, in), reach 9 GB/s with one row and 5 with
-    five. In the tiles of `tiled_linear` they stream by at 20 to 24 for up to eight rows, and more rows come nearer to
-    the rate of multiplications than by other means. Without the extension one row reaches that too; several take
-    oneDNN's blocks, at 13, which oneDNN would otherwise make anew at every call.
+    five. In the tiles of `tiled_linear` they stream by nearly as fast as memory is read for up to eight rows, and many
+    rows are multiplied as fast as in oneDNN's blocks. Without the extension one row reaches that too; several take
+    those blocks, at 13 GB/s, which oneDNN would otherwise make anew at every call.
     """
 
     def __init__(self) -> None:
