@@ -69,6 +69,7 @@ class Engine:
         workers: threads that load recordings and take features.
         ahead: seconds of audio that are loaded and wait for the model, at most; further recordings wait to be loaded.
         max_tokens_per_second: as in `pipeline`.
+        writer: of an engine of the same model and arguments that was closed: its pages and recorded steps serve again.
 
     Raises:
         ValueError: another kind of model, or an argument out of range.
@@ -88,6 +89,7 @@ class Engine:
         workers: int = 2,
         ahead: float = 600.0,
         max_tokens_per_second: float | None = None,
+        writer: Writer | None = None,
     ) -> None:
         if not self.serves(model):
             raise ValueError(f"the engine serves encoder-decoder models, not {type(model).__name__}")
@@ -119,10 +121,11 @@ class Engine:
             raise ValueError(f"memory={memory} holds no page, which has {page} bytes")
         self._most_pages = memory if memory == math.inf else int(memory // page)
         pages = int(self._most_pages) if weight.device.type == "cuda" and memory < math.inf else 0
-        kind = {"page_size": page_size, "dtype": dtype, "device": weight.device}
-        with torch.inference_mode(False):
-            self.pool = PagePool(*sizes, pages, **kind)
-        self._writer = Writer(model, self.pool, max_rows)
+        if writer is None:
+            with torch.inference_mode(False):
+                pool = PagePool(*sizes, pages, page_size=page_size, dtype=dtype, device=weight.device)
+                writer = Writer(model, pool, max_rows)
+        self.writer, self.pool = writer, writer.pool
 
         self._lock = threading.Condition()
         self._heard: list[Job] = []
@@ -331,8 +334,8 @@ class Engine:
                 self._lay_out(self.max_rows)
             job.cache = PagedCache(self.pool, plan.beams, plan.max_length - 1, frames)
             paged.listen(self._decoder, job.encoded, [job.cache])
-            if self._writer.takes(plan):
-                self._writer.add(job, job.cache, job.prompt, plan)
+            if self.writer.takes(plan):
+                self.writer.add(job, job.cache, job.prompt, plan)
                 self._running.append(job)
                 return True
             if plan.do_sample:
@@ -354,7 +357,7 @@ class Engine:
         if not jobs:
             return
         began = time.perf_counter()
-        ended = self._writer.write()
+        ended = self.writer.write()
         self._spend("decoded", began, jobs)
         for key, outcome in ended:
             job = cast(Job, key)
@@ -442,7 +445,7 @@ class Engine:
         # Of what a job comes to later, that which it has come to.
         if hasattr(job, "search"):
             job.search.close()
-        self._writer.remove(job)
+        self.writer.remove(job)
         if hasattr(job, "cache"):
             job.cache.free()
         with self._lock:

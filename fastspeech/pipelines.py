@@ -17,6 +17,7 @@ from fastspeech.checkpoints.config import parse_dtype
 from fastspeech.checkpoints.loading import choose_device
 from fastspeech.engine import Engine
 from fastspeech.errors import AudioError
+from fastspeech.layers.writer import Writer
 from fastspeech.recognition import PROMPT_OPTIONS, Chunk, Recogniser, Recording
 from fastspeech.requests import Handle
 from fastspeech.transcripts import Segment, Transcript, Word
@@ -158,6 +159,7 @@ class AutomaticSpeechRecognitionPipeline:
         self.generate_kwargs = generate_kwargs or {}
         self.return_timestamps = return_timestamps
         self.return_confidence = return_confidence
+        self._writers: dict[Any, Writer] = {}
 
     def __call__(
         self,
@@ -225,9 +227,10 @@ class AutomaticSpeechRecognitionPipeline:
         """The transcript of each recording, in order, as soon as it and those before it are done.
 
         An `Engine`, which lives as long as the iterator, loads recordings and decodes them together, up to
-        `batch_size` chunks at once. Of a list up to sixteen times as many recordings are under way; of another
-        iterable, which may come from a microphone, no more than `batch_size` are taken before their results are.
-        Rules and criteria that are given hear of the chunks one by one, in turns.
+        `batch_size` chunks at once; its memory, and on a GPU its recorded steps, are kept for the next. Of a list up to
+        sixteen times as many recordings are under way; of another iterable, which may come from a microphone, no more
+        than `batch_size` are taken before their results are. Rules and criteria that are given hear of the chunks one
+        by one, in turns.
 
         A model that hears as it writes (Kyutai STT), one that has no more than `generate`, and the arguments
         `assistant_model`, `streamer` and `custom_generate` go through `generate`, in batches of chunks of about the
@@ -287,13 +290,18 @@ class AutomaticSpeechRecognitionPipeline:
                     raise
                 return Transcript(name, error=str(error))
 
-        with Engine(
+        rows = size * (recogniser.setting("num_beams", options) or 1)
+        weight = next(self.model.parameters())
+        kind = rows, weight.device, weight.dtype
+        engine = Engine(
             self.model,
             self.processor,
             memory=math.inf,
-            max_rows=size * (recogniser.setting("num_beams", options) or 1),
+            max_rows=rows,
             max_tokens_per_second=recogniser.max_tokens_per_second,
-        ) as engine:
+            writer=self._writers.pop(kind, None),  # taken out: calls may overlap
+        )
+        with engine:
             for number, item in enumerate(inputs):
                 name = recording_name(item, number)
                 handle = engine.submit(
@@ -309,6 +317,8 @@ class AutomaticSpeechRecognitionPipeline:
                     yield first()
             while under_way:
                 yield first()
+        # Of calls that were broken off something may be left in it.
+        self._writers = {kind: engine.writer}
 
     def _in_batches(
         self,

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -397,11 +397,13 @@ def test_an_error_of_the_engine_itself_leaves_nobody_waiting(monkeypatch: pytest
         monkeypatch.setattr(e._feeder, "batch", fail_later)
         handles = [e.submit(clip(2.0, n), max_new_tokens=150) for n in range(20)]
         submitted.set()
-        ended = [handle.done() for handle in handles]
-        for handle, early in zip(handles, ended, strict=True):
-            with nullcontext() if early else pytest.raises(ZeroDivisionError):
-                handle.result(60)
-        assert not all(ended)
+        failed = 0
+        for handle in handles:  # the first may have ended before
+            try:
+                assert handle.result(60).text
+            except ZeroDivisionError:
+                failed += 1
+        assert failed
         with pytest.raises(RuntimeError, match="closed"):
             e.submit(clip(1.0))
 

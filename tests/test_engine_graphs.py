@@ -15,6 +15,7 @@ from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.seats import Seats
 from fastspeech.layers import paged
 from fastspeech.layers.writer import Writer
+from fastspeech.pipelines import AutomaticSpeechRecognitionPipeline
 from tests.generation.tape import WAYS, as_on_a_device, as_on_a_gpu
 
 
@@ -68,9 +69,9 @@ def test_requests_at_random_are_as_without_seats(name: str, way: str, monkeypatc
             assert found.truncated == one.truncated
             words = [(w.text, w.start) for s in found.segments for w in s.words]
             assert words == [(w.text, w.start) for s in one.segments for w in s.words]
-        seats = e._writer._seats
+        seats = e.writer._seats
         assert seats is not None and sum(seats.graphs.replays.values()) > 10
-        assert not any(e._writer._at) and e.summary().tokens > 50
+        assert not any(e.writer._at) and e.summary().tokens > 50
 
 
 def test_a_step_is_recorded_again_where_the_pool_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +86,23 @@ def test_a_step_is_recorded_again_where_the_pool_has_grown(monkeypatch: pytest.M
         e.pool.grow(2 * e.pool.pages)
         assert e.submit(clip(1.0, 3), max_new_tokens=40).result(60).text == expected[3]
         assert len(log) == recorded + 4
+
+
+def test_a_pipeline_records_its_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [alone("moonshine", clip(1.0, n), max_new_tokens=40).text for n in range(4)]
+    log = as_on_a_gpu(monkeypatch)
+    model, processor = TINY["moonshine"]()
+    recognise = AutomaticSpeechRecognitionPipeline(model, processor, batch_size=4)
+    recorded = []
+    for _ in range(2):
+        many = recognise([clip(1.0, n) for n in range(4)], max_new_tokens=40)
+        one = recognise(clip(1.0, 0), max_new_tokens=40)
+        assert [result["text"] for result in (*many, one)] == [*expected, expected[0]]
+        recorded.append(len(log))
+    assert 0 < recorded[0] == recorded[1]
+    with torch.no_grad():
+        model.proj_out.weight.copy_(model.proj_out.weight.flip(0))
+    assert recognise(clip(1.0, 0), max_new_tokens=40)["text"] != expected[0]
 
 
 @torch.no_grad()
@@ -120,7 +138,7 @@ def test_a_text_joins_wider_seats_while_others_are_written(monkeypatch: pytest.M
     as_on_a_device(monkeypatch)
     with engine("moonshine", max_rows=4) as e:
         handles = [e.submit(asked[0][0], max_new_tokens=190)]
-        before = e._writer
+        before = e.writer
         while before._seats is None or not before._seats.lengths[0] > 4:
             time.sleep(0.001)
         narrow = before._seats
@@ -175,5 +193,5 @@ def test_on_a_gpu_texts_are_those_of_steps_of_searches(name: str, monkeypatch: p
             handles = [e.submit(audio, **options) for audio, options in asked if "seed" not in options]
             texts.append([handle.result(120).text for handle in handles])
             if seated:
-                assert sum(e._writer._seats.graphs.replays.values()) > 10
+                assert sum(e.writer._seats.graphs.replays.values()) > 10
     assert texts[0] == texts[1]

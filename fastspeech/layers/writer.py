@@ -40,7 +40,7 @@ class Writer:
     """
 
     def __init__(self, model: Any, pool: PagePool, rows: int) -> None:
-        self._model, self._pool, self._rows = model, pool, rows
+        self._model, self.pool, self._rows = model, pool, rows
         self._joining: list[Text] = []
         self._at: list[Text | None] = [None] * rows
         self._decoder = model.model.decoder
@@ -52,7 +52,7 @@ class Writer:
 
     def takes(self, plan: Plan) -> bool:
         """Whether a text is written here, by its plan."""
-        return self._model.sits(plan, self._pool.keys.device)
+        return self._model.sits(plan, self.pool.keys.device)
 
     def add(self, key: Hashable, cache: PagedCache, prompt: Tensor, plan: Plan) -> None:
         """Write a text from the next call of `write` on. Its cache has one row, which has read nothing."""
@@ -77,7 +77,7 @@ class Writer:
             return failed
         seats = self._present()
         # What a step was recorded with.
-        seen = self._pool.keys.data_ptr(), dispatch.backend()
+        seen = self.pool.keys.data_ptr(), dispatch.backend()
         if seen != self._seen:
             seats.graphs.clear()
             self._seen = seen
@@ -133,7 +133,7 @@ class Writer:
             steps, read = self._made.get(sources, self._functions)
             if self._steps is not steps:
                 self._steps = steps
-                self._seats = Seats(read, self._pool.keys.device, self._rows, *map(roomy, sizes))
+                self._seats = Seats(read, self.pool.keys.device, self._rows, *map(roomy, sizes))
         if not self._present().fits(*sizes):
             self._seats = self._present().wider(*map(roomy, sizes))
         return self._steps
@@ -141,7 +141,7 @@ class Writer:
     def _functions(self) -> tuple[list[Step], Read]:
         self._decoder.cross_function()  # moves parameters, as the other functions do
         steps, head = self._model.functions(self._decoder.product(self._rows))
-        return steps, reader(self._decoder, steps, head, self._pool)
+        return steps, reader(self._decoder, steps, head, self.pool)
 
     def _present(self) -> Seats:
         assert self._seats is not None
