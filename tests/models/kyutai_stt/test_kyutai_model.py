@@ -201,7 +201,9 @@ def test_records_and_tuples() -> None:
         bare = ours.model(given, output_hidden_states=True, return_dict=False)
         assert isinstance(ours.model(given), BaseModelOutputWithPast)
     assert isinstance(record, CausalLMOutputWithPast) and list(record) == ["logits", "past_key_values"]
-    assert len(plain) == 1 and torch.equal(plain[0], record.logits)
+    assert len(plain) == 1
+    # With a cache another op attends, which sums in another order.
+    torch.testing.assert_close(plain[0], record.logits, rtol=1e-5, atol=2e-6)
     assert len(bare) == 3
     assert ours(given).past_key_values is None, "gradients are recorded"
 
