@@ -62,7 +62,8 @@ class Engine:
             the scales are all 1. That costs accuracy: texts are no longer those of `model.generate`. Of small
             models with random weights logits moved by 1 percent (CohereAsr), 9 (Moonshine) and 2 (Speech2Text), of root
             mean squares, and 99, 92 and 98 of 100 best tokens stayed the best; the demo checkpoint's sample keeps its
-            text. A CPU, which has no such numbers, takes longer besides.
+            text. It is for a GPU's memory: a CPU has no such numbers and converts them one by one, so that attention
+            over them takes many times as long.
         max_rows: hypotheses in the decoder at once, over all requests.
         max_seconds: of audio in one batch of the encoder, padding included; a longer chunk is a batch of its own. By
             default 120 on a GPU; 20 on a CPU, which longer chunks keep busy one by one.
