@@ -36,7 +36,7 @@ class Banded:
     def intact(self) -> bool:
         """Whether nothing was written into the bands."""
         bands = torch.cat([self.buffer[:BAND], self.buffer[-BAND:]])
-        return bool((bands.isnan() if bands.is_floating_point() else bands == poison(bands.dtype)).all())
+        return bool((bands.float().isnan() if bands.is_floating_point() else bands == poison(bands.dtype)).all())
 
 
 class Written:

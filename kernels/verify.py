@@ -1,7 +1,7 @@
 """What every implementation of every op is held to, from the op's record alone.
 
-    [TRITON_INTERPRET=1] python -m fastspeech.kernels.verify [--backend triton] [--op NAME] [--check NAME]
-        [--case NAME] [--dtype NAME] [--device cuda] [--json]
+    [TRITON_INTERPRET=1] python -m fastspeech.kernels.verify [--backend triton] [--op NAME] [--check NAME ...]
+        [--kind KIND] [--case NAME] [--dtype NAME] [--device cuda] [--json]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastspeech.kernels import dispatch, gradients, guard
 from fastspeech.kernels.op import OPS
-from fastspeech.kernels.spec import Case, OpSpec, all_specs, load_spec
+from fastspeech.kernels.spec import Case, Kind, OpSpec, all_specs, load_spec
 from fastspeech.kernels.tolerance import Verdict, judge
 
 Inputs = dict[str, Any]
@@ -81,7 +81,11 @@ class Subject:
 
     def padding(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The record's masks of what must not matter, on the subject's device."""
-        on_cpu = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in inputs.items()}
+        # Of numbers that are computed with it takes the shapes: they are not brought from a GPU for that.
+        on_cpu = {
+            name: (v.to("meta") if v.is_floating_point() else v.cpu()) if isinstance(v, Tensor) else v
+            for name, v in inputs.items()
+        }
         return {name: mask.to(self.device) for name, mask in self.spec.padding(**on_cpu).items()}
 
     def judge(self, outputs: tuple[Tensor, ...], inputs: Mapping[str, Any], rows: slice = slice(None)) -> None:
@@ -315,7 +319,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", choices=("reference", "triton", "cuda"), default="triton")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--op", help="one op; all where not given")
-    parser.add_argument("--check", choices=CHECKS, help="one check; all that apply where not given")
+    parser.add_argument("--check", nargs="+", choices=CHECKS, help="these checks; all that apply where not given")
+    parser.add_argument("--kind", choices=get_args(Kind), help="the cases of one kind; all where not given")
     parser.add_argument("--case", help="one case by name; all where not given")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; all that the op claims where not given")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: %(default)s)")
@@ -331,7 +336,9 @@ def main(arguments: list[str] | None = None) -> int:
     for spec in all_specs() if options.op is None else [load_spec(options.op)]:
         for check, subject in plan(spec, options.backend, options.device, options.seed):
             where = {"op": spec.name, "check": check, "case": subject.case.name, "dtype": subject.dtype_name}
-            if any(getattr(options, key) not in (None, value) for key, value in where.items()):
+            if check not in (options.check or CHECKS) or options.kind not in (None, subject.case.kind):
+                continue
+            if any(getattr(options, key) not in (None, where[key]) for key in ("op", "case", "dtype")):
                 continue
             began, fault, repeat = time.perf_counter(), "", ""
             subject.verdicts.clear()
