@@ -10,7 +10,12 @@ import torch
 LIBRARY = Path(__file__).with_name("libfastspeech.so")
 BUILT = LIBRARY.exists()
 
-_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+
+def _has_kernel(op: str, key: str) -> bool:
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastspeech_csrc::{op}", key)
+    except RuntimeError:  # nobody has defined it
+        return False
 
 
 @cache
@@ -23,7 +28,7 @@ def _fault() -> str | None:
     except OSError as error:
         return f"the extension does not load: {error.__cause__ or error}"
     served = (room.parent.name for room in LIBRARY.parent.glob("*/cuda.py"))
-    missing = [op for op in served if not _has_kernel(f"fastspeech_csrc::{op}", "CPU")]
+    missing = [op for op in served if not _has_kernel(op, "CPU")]
     if missing:
         return f"the extension was built from other sources, without {', '.join(missing)}; install fastspeech again"
     return None
@@ -36,7 +41,7 @@ def refusal(device_type: str) -> str | None:
         return f"the extension takes CPU and CUDA tensors, these are on {device_type}"
     if (fault := _fault()) is not None:
         return fault
-    if device_type == "cuda" and not _has_kernel("fastspeech_csrc::residual_vq", "CUDA"):
+    if device_type == "cuda" and not _has_kernel("residual_vq", "CUDA"):
         return "the extension is built without CUDA (FASTSPEECH_BUILD_CUDA=1 pip install . says why)"
     return None
 

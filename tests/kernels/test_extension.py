@@ -42,9 +42,14 @@ def test_tensors_that_it_cannot_take_are_refused():
 
 
 @needs_library
-def test_a_library_of_other_sources_is_not_used(monkeypatch):
-    monkeypatch.setattr(extension, "_has_kernel", lambda name, key: name != "fastspeech_csrc::page_fork")
-    assert "without page_fork; install fastspeech again" in extension._fault.__wrapped__()
+def test_a_library_of_other_sources_is_not_used(monkeypatch, tmp_path):
+    """Beside it stands a room whose op it was built without."""
+    for served in ("page_fork", "later"):
+        (tmp_path / served).mkdir()
+        (tmp_path / served / "cuda.py").touch()
+    (tmp_path / "lib.so").symlink_to(extension.LIBRARY)
+    monkeypatch.setattr(extension, "LIBRARY", tmp_path / "lib.so")
+    assert "without later; install fastspeech again" in extension._fault.__wrapped__()
 
 
 @needs_library
