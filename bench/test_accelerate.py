@@ -67,7 +67,8 @@ def kyutai_stt(layers: int = 8) -> Any:
             codec_config={"num_filters": 4, "num_hidden_layers": 1},
         )
     )
-    model.generation_config.audio_window_size = 1
+    generation: Any = model.generation_config
+    generation.audio_window_size = 1
     model.codec_model.generation_config.use_cache = True
     for name, buffer in model.codec_model.named_buffers():
         if name.endswith("embed_sum"):
