@@ -184,9 +184,9 @@ def _relpos_attention(
         # What queries behind the length give is not specified, and need not be computed.
         length = tl.where(start < length, length, 0)
 
-    q += (b * q_batch + head * q_head) * UNIT
-    k += (b * k_batch + head * k_head) * UNIT
-    v += (b * v_batch + head * v_head) * UNIT
+    q += (b * q_batch + head.to(tl.int64) * q_head) * UNIT
+    k += (b * k_batch + head.to(tl.int64) * k_head) * UNIT
+    v += (b * v_batch + head.to(tl.int64) * v_head) * UNIT
     r += head.to(tl.int64) * r_head * UNIT + (frames - 1).to(tl.int64) * R_STRIDE
     content += (b * HEADS + head) * (tl.cdiv(frames, N) * N)
     position += head.to(tl.int64) * (2 * frames - 1) + frames - 1

@@ -87,7 +87,7 @@ def _turn_keys(
     cosine, sine = turns(inv_freq, _position(positions, key, key, inside), d, PAIRS, INTERLEAVED)
     key = key.to(tl.int64)
     for head in range(start, tl.minimum(start + HEADS, KV_HEADS)):
-        x = k + (b * k_batch + head * k_head) * UNIT
+        x = k + (b * k_batch + tl.cast(head, tl.int64) * k_head) * UNIT
         turned = _turned(x, key * STRIDE, inside, d, cosine, sine, DIM, PAIRS, INTERLEAVED)
         at = ((b * KV_HEADS + head) * keys + key) * PADDED
         tl.store(out + at + d, turned, mask=inside & (d < PADDED))
