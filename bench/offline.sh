@@ -5,12 +5,17 @@
 #
 # WHEELS is a folder with wheels of what is missing there, made where there is a network by, for example,
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d WHEELS av
-# The extension is compiled against the torch that is there, where nvcc is on PATH. Then:
-#     python -m pytest -m gpu
-#     python -m bench gpu --output RECORD --resume --part ops      (and cohere, small, kyutai, host)
-# Each part ends within ten minutes, and what it leaves the same command does when it is called again. RECORD may be
-# brought from one machine to the next; at home it goes into bench/results/<device>/, and `python -m bench report`
-# draws it. `bench gpu` needs neither matplotlib nor pytest.
+# The extension is compiled against the torch that is there, where nvcc is on PATH. Then, in this order, a line a part:
+#     python -m pytest -m gpu -n 12 -q tests/kernels/test_gpu.py           (one op: -k cmvn; -n needs pytest-xdist)
+#     python -m pytest -m gpu -q tests --ignore tests/kernels              (graphs, streams, the engine)
+#     python -m fastspeech parity --device cuda --model cohere_asr         (against transformers; and the other models)
+#     bench/sanitize.sh FOLDER                                             (compute-sanitizer, until nothing is left)
+#     python -m bench gpu --output RECORD --resume --part ops              (and cohere, small, kyutai, host)
+# Most of the first part is compilation, on all cores. Without pytest `python -m fastspeech.kernels.verify --device cuda
+# --op NAME` checks the same of one op, and several may run at once. A part of the sanitizer and of `bench gpu` ends
+# within ten minutes, and what it leaves the same command does when it is called again. RECORD may be brought from one
+# machine to the next; at home it goes into bench/results/<device>/, and `python -m bench report` draws it. `bench gpu`
+# needs neither matplotlib nor pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheels=$1

@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from fastspeech.parity import models, units
 
@@ -124,6 +125,17 @@ def test_a_model_that_computes_something_else_is_caught(name: str, monkeypatch: 
     assert models.check(name).ok
     monkeypatch.setattr(models, "copy", SimpleNamespace(deepcopy=spoiled))
     assert any("float64" in fault.check for fault in models.check(name).faults)
+
+
+def test_a_gpu_would_not_convolve_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = []
+
+    def noted(model: Any) -> Any:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return copy.deepcopy(model)
+
+    monkeypatch.setattr(models, "copy", SimpleNamespace(deepcopy=noted))
+    assert models.check("moonshine").ok and allowed[0] is False
 
 
 def test_names_that_there_are_not_are_refused() -> None:

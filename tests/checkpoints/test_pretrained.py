@@ -110,6 +110,7 @@ def test_device_map_auto(checkpoint, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_device_map_auto_on_a_gpu(checkpoint):
     model = ToyWithHead.from_pretrained(checkpoint, device_map="auto")
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"cuda"}

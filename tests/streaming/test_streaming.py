@@ -231,6 +231,7 @@ def test_one_step_serves_every_slot_that_has_a_frame(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_waits_for_the_device_once() -> None:
     streams = StreamingTranscriber(tiny.model().to("cuda"), tiny.processor(), 4)
     for seed in range(3):
