@@ -46,7 +46,7 @@ for name in sys.argv[1:] or OPS:
         if implementation.on_cuda:
             print(name, implementation.name)
 END
-) || exit
+) || exit 2
 for tool in memcheck racecheck; do
     while read -r op backend; do
         log="$folder/$op-$backend-$tool.log"
