@@ -232,12 +232,6 @@ class Engine:
     def __exit__(self, kind: Any, *rest: Any) -> None:
         self.close(wait=kind is None)
 
-    @torch.no_grad()
-    def _lay_out(self, rows: int) -> None:
-        """Make the decoder's functions of its present weights, as about so many rows are read fastest."""
-        self._rows = rows
-        self._steps, self._head = self.model.functions(self._decoder.product(rows))
-
     # In the engine's thread.
 
     def _serve(self) -> None:
@@ -352,6 +346,11 @@ class Engine:
         self._running.append(job)
         self._go_on(job, None)
         return True
+
+    def _lay_out(self, rows: int) -> None:
+        """Make the decoder's functions of its present weights, as about so many rows are read fastest."""
+        self._rows = rows
+        self._steps, self._head = self.model.functions(self._decoder.product(rows))
 
     def _write(self, jobs: list[Job]) -> None:
         """Let the texts that need no search be written on."""

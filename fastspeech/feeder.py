@@ -28,7 +28,7 @@ class Feeder:
         waiting: the chunks that are ready, in the order in which they became so.
         seconds: of them.
         loaded: seconds of audio that were loaded so far.
-        threads: the workers, which `start` begins.
+        threads: the workers, which the engine starts.
     """
 
     def __init__(

@@ -16,7 +16,6 @@ class PackedLinear(Kept):
     Packing moves the parameters of the maps into one matrix and makes each a view of its rows: no memory is held twice,
     a write to a parameter is a write to the matrix, and `state_dict` stays as it is. What tears them apart again
     (`Module.to`, assigning a parameter) is seen by `function`, which then packs anew.
-
     """
 
     follows_writes = True
