@@ -154,7 +154,7 @@ def check_at_random(name: str, folder: Path, requests: int, files: int, seed: in
                     cancelled.add(number)
             if chance.random() < 0.2:
                 time.sleep(0.05 * chance.random())
-        wait([handle._request.future for handle, *_ in asked])
+        assert not wait([handle._request.future for handle, *_ in asked], 1200).not_done
         done = e.summary()
     assert done.requests == requests and done.cancelled == len(cancelled) > 0
     assert 0 < done.peak_pages <= done.pages and e.pool.keys.nbytes + e.pool.values.nbytes <= MEMORY
@@ -164,15 +164,15 @@ def check_at_random(name: str, folder: Path, requests: int, files: int, seed: in
     for number, (handle, recording, options) in enumerate(asked):
         if number in cancelled:
             with pytest.raises(CancelledError):
-                handle.result()
+                handle.result(0)
         elif recording.stem == "broken":
             with pytest.raises(AudioError, match="broken"):
-                handle.result()
+                handle.result(0)
         else:
             key = f"{recording} {options}"
             if key not in expected:
                 expected[key] = alone(name, recording, **options)
-            assert_same(handle.result().transcript, expected[key])
+            assert_same(handle.result(0).transcript, expected[key])
 
 
 def assert_same(found: Transcript, expected: Transcript) -> None:
@@ -210,7 +210,7 @@ def test_chunks_that_are_encoded_together_are_as_if_alone(name: str) -> None:
 
         def when_all_are_there(rows: int) -> Any:
             with e._lock:
-                e._lock.wait_for(lambda: e._feeder.loaded > sum(seconds) - 0.01)
+                assert e._lock.wait_for(lambda: e._feeder.loaded > sum(seconds) - 0.01, 60)
             return batch(rows)
 
         e._feeder.batch = when_all_are_there  # type: ignore[method-assign]
@@ -267,8 +267,9 @@ def test_rows_that_are_free_are_filled_before_a_step_is_read(monkeypatch: pytest
 
         monkeypatch.setattr(e.model, "encode", held_back)
         handles = [e.submit(clip(0.5, n), max_new_tokens=4, min_new_tokens=4) for n in range(5)]
-        while len(e._feeder.waiting) < 4:
-            time.sleep(0.01)
+        with e._lock:
+            # The first batch, of however many, is held back meanwhile.
+            assert e._lock.wait_for(lambda: e._feeder.loaded >= 5 * 0.5, 60)
         all_wait.set()
         for handle in handles:
             handle.result(60)

@@ -1,6 +1,7 @@
 """The engine's greedy texts on the device alone, on the CPU: as elsewhere, with searches, cancellations and faults."""
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -136,15 +137,22 @@ def test_a_text_joins_wider_seats_while_others_are_written(monkeypatch: pytest.M
     asked = [(clip(5.0, 0), 190), (clip(15.0, 1), 190), (clip(0.5, 2), 9)]
     expected = [alone("moonshine", audio, max_new_tokens=most).text for audio, most in asked]
     as_on_a_device(monkeypatch)
+    others, narrow, step = [], [], Seats.step
+
+    def joined_by_others(self: Seats, rows: int) -> None:
+        step(self, rows)
+        if not narrow:
+            narrow.append(self)
+            others.extend(e.submit(audio, max_new_tokens=most) for audio, most in asked[1:])
+            others_are_there.set()
+
+    others_are_there = threading.Event()
+    monkeypatch.setattr(Seats, "step", joined_by_others)
     with engine("moonshine", max_rows=4) as e:
-        handles = [e.submit(asked[0][0], max_new_tokens=190)]
-        before = e.writer
-        while before._seats is None or not before._seats.lengths[0] > 4:
-            time.sleep(0.001)
-        narrow = before._seats
-        handles += [e.submit(audio, max_new_tokens=most) for audio, most in asked[1:]]
-        assert [handle.result(60).text for handle in handles] == expected
-        assert before._seats is not narrow and before._seats.length >= 98 > narrow.length
+        first = e.submit(asked[0][0], max_new_tokens=190)
+        assert others_are_there.wait(60)
+        assert [handle.result(60).text for handle in (first, *others)] == expected
+        assert e.writer._seats is not narrow[0] and e.writer._seats.length >= 98 > narrow[0].length
 
 
 def test_an_error_of_a_prompt_is_of_its_texts_and_of_a_step_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
