@@ -40,4 +40,8 @@ void rope_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const
                         const std::optional<Tensor>& k_sines, const std::optional<Tensor>& lengths, bool causal,
                         int64_t window, bool interleaved, double scale, const Tensor& out);
 
+// weight (channels, taps) and bias (channels) float32, lengths int64; all dense, like x and out.
+void conformer_conv_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& lengths,
+                        const Tensor& out);
+
 }  // namespace fastspeech

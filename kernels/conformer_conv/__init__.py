@@ -22,6 +22,10 @@ def _triton_limits(x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | No
     return None
 
 
+def _cuda_limits(x: Tensor, *rest: object) -> str | None:
+    return "float64 is served by the reference" if x.element_size() > 4 else None
+
+
 def _backward_limits(x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | None) -> str | None:
     if weight.shape[1] > 15:
         return f"{weight.shape[1]} taps, a kernel for the gradients of more than 15 takes minutes to compile"
@@ -39,6 +43,7 @@ _op = Op(
             backward="fastspeech.kernels.conformer_conv.triton_backward",
             backward_limits=_backward_limits,
         ),
+        Implementation("cuda", "fastspeech.kernels.conformer_conv.cuda", _cuda_limits, on_cpu=True, on_cuda=False),
     ),
 )
 
