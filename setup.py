@@ -23,6 +23,7 @@ from setuptools.errors import CompileError
 
 LIBRARY = "fastspeech.kernels.libfastspeech"
 CPU_SOURCES = [
+    "csrc/causal_conv.cpp",
     "csrc/conformer_conv.cpp",
     "csrc/ops.cpp",
     "csrc/paged_attention.cpp",

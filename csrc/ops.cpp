@@ -19,6 +19,9 @@ STABLE_TORCH_LIBRARY(fastspeech_csrc, library) {
   library.def(
       "rope_attention(Tensor q, Tensor k, Tensor v, Tensor? q_cosines, Tensor? q_sines, Tensor? k_cosines, "
       "Tensor? k_sines, Tensor? lengths, bool causal, int window, bool interleaved, float scale, Tensor(a!) out) -> ()");
+  library.def(
+      "causal_conv(Tensor x, Tensor state, Tensor tiles, Tensor? bias, Tensor? residual, int stride, bool elu, "
+      "Tensor(a!) out, Tensor(b!) last) -> ()");
   library.def("conformer_conv(Tensor x, Tensor weight, Tensor bias, Tensor? lengths, Tensor(a!) out) -> ()");
 }
 
@@ -29,5 +32,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
   library.impl("paged_attention", TORCH_BOX(&fastspeech::paged_attention_cpu));
   library.impl("tiled_linear", TORCH_BOX(&fastspeech::tiled_linear_cpu));
   library.impl("rope_attention", TORCH_BOX(&fastspeech::rope_attention_cpu));
+  library.impl("causal_conv", TORCH_BOX(&fastspeech::causal_conv_cpu));
   library.impl("conformer_conv", TORCH_BOX(&fastspeech::conformer_conv_cpu));
 }

@@ -44,4 +44,10 @@ void rope_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const
 void conformer_conv_cpu(const Tensor& x, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& lengths,
                         const Tensor& out);
 
+// x (batch, frames, channels), state and last (batch, past, channels), tiles (tiles, taps * channels, 32), bias (outputs),
+// residual and out (batch, frames / stride, outputs) float32, all dense.
+void causal_conv_cpu(const Tensor& x, const Tensor& state, const Tensor& tiles, const std::optional<Tensor>& bias,
+                     const std::optional<Tensor>& residual, int64_t stride, bool elu, const Tensor& out,
+                     const Tensor& last);
+
 }  // namespace fastspeech

@@ -59,9 +59,14 @@ def blocked(weight: Tensor, bias: Tensor | None = None) -> Map:
     return _layout(False)(weight.detach(), bias)
 
 
+def streams_tiles() -> bool:
+    """Whether the extension is there, and wanted, to multiply by weights in tiles."""
+    return dispatch.backend() in ("auto", "cuda") and extension.refusal("cpu") is None
+
+
 def _layout(one_row: bool) -> Layout:
     """How to lay a weight (out, in) and its bias out: what makes the function of the copy."""
-    if dispatch.backend() in ("auto", "cuda") and extension.refusal("cpu") is None:
+    if streams_tiles():
         return _streamed
     return _in_one_row if one_row else _in_blocks
 

@@ -28,10 +28,17 @@ def _triton_limits(
     return None
 
 
+def _cuda_limits(x: Tensor, *rest: object) -> str | None:
+    return "float64 is served by the reference" if x.element_size() > 4 else None
+
+
 _op = Op(
     _reference,
     _fake,
-    (Implementation("triton", "fastspeech.kernels.causal_conv.triton", _triton_limits),),
+    (
+        Implementation("triton", "fastspeech.kernels.causal_conv.triton", _triton_limits),
+        Implementation("cuda", "fastspeech.kernels.causal_conv.cuda", _cuda_limits, on_cuda=False),
+    ),
 )
 
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from fastspeech.checkpoints import PretrainedModel
 from fastspeech.kernels import causal_conv, page_append, paged_attention, residual_vq
-from fastspeech.kernels.onednn import linear
+from fastspeech.kernels.onednn import linear, through_onednn
+from fastspeech.kernels.tiled_linear import in_tiles
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import Projections
 from fastspeech.layers.derived import Derived, DerivingModule
-from fastspeech.layers.relaid import Map, blocked
+from fastspeech.layers.relaid import Map, blocked, streams_tiles
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.kyutai_stt.config import MimiConfig
 from fastspeech.outputs import ModelOutput
@@ -45,6 +46,7 @@ class CausalConv(DerivingModule):
         self.conv = nn.Conv1d(inputs, outputs, taps, stride, bias=bias)
         self.stride, self.past, self.width = stride, taps - stride, inputs
         self._matrix = Derived()
+        self._tiles = Derived()
 
     def forward(
         self, x: Tensor, past: Tensor, elu: bool = True, residual: Tensor | None = None
@@ -55,9 +57,15 @@ class CausalConv(DerivingModule):
         """
         if x.shape[1] % self.stride:
             x = F.pad(x, (0, 0, 0, -x.shape[1] % self.stride))
-        weight = self.conv.weight
+        weight, bias = self.conv.weight, self.conv.bias
+        if not torch.is_grad_enabled() and through_onednn(weight) and streams_tiles():
+            # Of a few streams the wide convolutions have so few windows that reading the filters takes longest.
+            from fastspeech.kernels.causal_conv.cuda import by_tiles
+
+            tiles = self._tiles.get((weight,), lambda: in_tiles(weight.transpose(1, 2).flatten(1)))
+            return by_tiles(tiles, len(weight), bias, residual, self.stride, elu, x, past)
         matrix = self._matrix.get((weight,), lambda: weight.transpose(1, 2).flatten(1))
-        return causal_conv(x, past, matrix, self.conv.bias, residual, self.stride, elu)
+        return causal_conv(x, past, matrix, bias, residual, self.stride, elu)
 
 
 class ResidualBlock(nn.Module):
