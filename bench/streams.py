@@ -22,6 +22,7 @@ import fastspeech
 from fastspeech.bench import counts, models, record
 from fastspeech.bench.plan import Plan, Row, Task
 from fastspeech.bench.timing import Times, interleaved
+from fastspeech.layers.linear import direct
 
 DEADLINE_S = 0.08
 FRAMES = 100
@@ -325,6 +326,8 @@ class _Ours(_Side):
     def __init__(self, model: Any, streams: int, full: bool = True) -> None:
         super().__init__(model, streams)
         self.state = model.start(streams)
+        # As a StreamingTranscriber has it.
+        self.head = (model.model.product(streams) or direct)(model.lm_head)
         if full:
             _fill(self.state, model.config)
 
@@ -332,7 +335,7 @@ class _Ours(_Side):
         return self.model.codec_model.encode_frames(self.samples, self.state.codec)[..., 0]
 
     def _logits(self) -> Tensor:
-        return self.model.lm_head(self.model.step(self.tokens, self.codes, self.state))
+        return self.head(self.model.step(self.tokens, self.codes, self.state))
 
 
 class _Theirs(_Side):

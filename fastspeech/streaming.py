@@ -119,7 +119,7 @@ class StreamingTranscriber:
         device = model.device
         self._state = model.start(slots)
         with torch.no_grad():
-            self._head = direct(model.lm_head)
+            self._head = (model.model.product(slots) or direct)(model.lm_head)
         self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
         self._codes = torch.zeros(slots, config.num_codebooks, dtype=torch.int64, device=device)
         if graphs.captures(device):
