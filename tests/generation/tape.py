@@ -1,6 +1,8 @@
 """CUDA graphs on the CPU: what a function does is taken down operation by operation, and done again on the same
 memory without the function. What it took from the host stays as it was, which is what makes a graph go wrong."""
 
+import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -61,6 +63,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked of torch.cuda."""
     log: list[str] = []
     current = [Stream(log, "main")]
+    handles = itertools.count(7)
+    in_pool: dict[int, weakref.WeakSet[TapedGraph]] = {}
 
     @contextmanager
     def stream(entered: Stream) -> Iterator[None]:
@@ -72,6 +76,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     @contextmanager
     def graph(made: TapedGraph, pool: Any, stream: Stream, capture_error_mode: str) -> Iterator[None]:
         log.append(f"record on {stream.name} into pool {pool}, {capture_error_mode}")
+        assert pool not in in_pool or in_pool[pool], "PyTorch ends a pool with the last graph recorded into it"
+        in_pool.setdefault(pool, weakref.WeakSet()).add(made)
         with Tape() as made.tape:
             yield
 
@@ -80,7 +86,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("device", lambda device: nullcontext()),
         ("Stream", lambda: Stream(log, "side")),
         ("current_stream", lambda: current[-1]),
-        ("graph_pool_handle", lambda: 7),
+        ("graph_pool_handle", lambda: next(handles)),
         ("CUDAGraph", TapedGraph),
         ("stream", stream),
         ("graph", graph),
