@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastspeech.generation import graphs, mixin
 from fastspeech.kernels import dispatch
-from fastspeech.layers import linear
+from fastspeech.layers import linear, padding, recorded_encoder
 from fastspeech.layers.decoder import Decoder
+from fastspeech.models.moonshine import encoder as moonshine_encoder
 
 
 class Tape(TorchDispatchMode):
@@ -59,8 +60,8 @@ class Stream:
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Greedy decoding as for CUDA tensors, with graphs that are tapes. Returns a list to which is written what was
-    asked of torch.cuda."""
+    """Encoding and greedy decoding as for CUDA tensors, with graphs that are tapes. Returns a list to which is written
+    what was asked of torch.cuda."""
     log: list[str] = []
     current = [Stream(log, "main")]
     handles = itertools.count(7)
@@ -97,8 +98,12 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy decoding as for CUDA tensors, but for the graphs; ops are opaque, and weights lie as they do there."""
+    """Encoding and greedy decoding as for CUDA tensors, but for the graphs; ops are opaque, and weights lie as they do
+    there."""
     monkeypatch.setattr(mixin, "serves", lambda device: True)
+    monkeypatch.setattr(recorded_encoder, "serves", lambda device: True)
+    monkeypatch.setattr(padding, "readable", lambda x: False)
+    monkeypatch.setattr(moonshine_encoder, "through_onednn", lambda weight: False)
     monkeypatch.setattr(dispatch, "choose_inline", lambda op, args: False)
     monkeypatch.setattr(linear, "through_onednn", lambda weight: False)
     monkeypatch.setattr(Decoder, "product", lambda self, rows: None)
