@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,7 @@ from fastspeech.generation.interface import Ask, Search
 from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.plan import Plan
 from fastspeech.generation.sampling import sample
-from fastspeech.layers import paged
-from fastspeech.layers.relaid import Map
-
-if TYPE_CHECKING:
-    from fastspeech.layers.decoder import Step
+from fastspeech.layers.page_reader import PageReader
 
 
 @dataclass(eq=False)
@@ -38,14 +34,14 @@ class Searcher:
         model: a `WithHead`.
         pool: of the caches.
         rows: hypotheses at once, over all searches.
+
+    Attributes:
+        reader: reads what the searches ask for.
     """
 
     def __init__(self, model: Any, pool: PagePool, rows: int) -> None:
-        self._model, self.pool, self._rows = model, pool, rows
-        self._decoder = model.model.decoder
+        self.reader, self._rows = PageReader(model, pool, rows), rows
         self._going: dict[Hashable, Searched] = {}
-        self._steps: list[Step] = []
-        self._head: Map = torch.nn.Identity()
         self._laid_out = 0
 
     def add(self, key: Hashable, cache: PagedCache, prompt: Tensor, plan: Plan, alone: bool = False) -> None:
@@ -55,8 +51,7 @@ class Searcher:
         """
         rows = 1 if alone and plan.beams == 1 else self._rows
         if not self._going or rows > self._laid_out:
-            # Of the weights as they are now.
-            self._steps, self._head = self._model.functions(self._decoder.product(rows))
+            self.reader.take_weights(rows)
             self._laid_out = rows
         of_plan = beam_search if plan.beams > 1 else sample
         search = of_plan(cache, prompt.repeat_interleave(plan.beams, 0), plan)
@@ -82,12 +77,11 @@ class Searcher:
         """Read as many tokens for each of a group. Returns those that ended."""
         ids = torch.cat([searched.ask.input_ids for searched in group])
         try:
-            logits = self._head(paged.read(self._decoder, self._steps, ids, [searched.cache for searched in group]))
+            logits = self.reader.read(ids, [searched.cache for searched in group])
         except Exception as error:
             if len(group) == 1:
                 return [(group[0].key, error)]
-            # One may be at fault, and the others are not to suffer for it. Nothing was counted as read, so that it can
-            # be read again.
+            # One may be at fault, and the others are not to suffer for it.
             return [end for searched in group for end in self._read([searched])]
         ended: list[tuple[Hashable, Tensor | BaseException]] = []
         of_each = logits.split([len(searched.ask.input_ids) for searched in group])
