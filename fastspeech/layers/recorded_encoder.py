@@ -185,9 +185,9 @@ class _Bucket:
         """Take a batch in. Rows behind it stay as they were, of one sample or feature and one frame."""
         rows, length = audio.shape[:2]
         self._audio[:rows, :length] = audio
-        self._audio[:rows, length:] = 0
+        self._audio[:rows, length:].zero_()
         self._counts[:, :rows] = torch.stack((heard.lengths, heard.valid))
-        self._counts[:, rows:] = 1
+        self._counts[:, rows:].fill_(1)
 
     def run(self, encoder: Recordable) -> None:
         """Encode what was taken in."""
@@ -195,8 +195,10 @@ class _Bucket:
 
 
 def _may_be_recorded(encoder: Any, audio: Tensor, mask: Tensor | None) -> bool:
-    plain = serves(audio.device) and audio.dtype in _FLOPS and (mask is None or mask.device == audio.device)
-    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled(audio.device.type):
+    there = audio.numel() > 0 and (mask is None or mask.device == audio.device)
+    if not there or not serves(audio.device) or audio.dtype not in _FLOPS:
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(audio.device.type):
         return False
     return not (encoder.training or torch.is_grad_enabled())
 
