@@ -182,12 +182,11 @@ class _Bucket:
         self.frames = audio.new_empty(rows, whole.frames, encoder.config.hidden_size)
 
     def fill(self, audio: Tensor, heard: Heard) -> None:
-        """Take a batch in. Rows behind it stay as they were, of one sample or feature and one frame."""
+        """Take a batch in. Rows behind it stay as they were."""
         rows, length = audio.shape[:2]
         self._audio[:rows, :length] = audio
         self._audio[:rows, length:].zero_()
         self._counts[:, :rows] = torch.stack((heard.lengths, heard.valid))
-        self._counts[:, rows:].fill_(1)
 
     def run(self, encoder: Recordable) -> None:
         """Encode what was taken in."""
