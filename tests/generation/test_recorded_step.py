@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastspeech.auto import FAMILIES
 from fastspeech.generation import graphs, mixin
 from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.recorded import RecordedStep
 from fastspeech.layers.seated import PAGE_SIZE, reader
+from fastspeech.parity.models import EXAMPLES, with_random_weights
 from tests.generation.tape import WAYS, as_on_a_device, as_on_a_gpu
 from tests.generation.test_graphs import ENDS, NAMES, Linked, Watch, fresh, inputs, kept
 
@@ -124,6 +126,18 @@ def test_what_is_read_over_memory_of_its_own(options: dict[str, Any], monkeypatc
     model = fresh("moonshine")
     model.generate(**inputs("moonshine", rows=1), **options, max_new_tokens=5)
     assert model.model.decoder.searched.reader is None
+
+
+def test_positions_go_on_beyond_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, example = FAMILIES["speech_to_text"], EXAMPLES["speech_to_text"]
+    config = family.get(family.config)(**{**example.config, "max_target_positions": 8})
+    texts = []
+    for way in ("elsewhere", "recorded"):
+        if way == "recorded":
+            as_on_a_gpu(monkeypatch)
+        model = with_random_weights(family.get(family.generator)(config), 0).float()
+        texts.append(found(model, "speech_to_text", rows=1, num_beams=2, max_new_tokens=20, eos_token_id=[]))
+    assert texts[0] == texts[1] and len(texts[0][0]) == 23
 
 
 def stepping(name: str, device: str = "cpu") -> tuple[RecordedStep, PagePool, list[PagedCache]]:
