@@ -150,10 +150,11 @@ class GenerationMixin:
         """Prepare, so that the first calls of `generate` take no longer than later ones.
 
         Silence is transcribed in batches of each size and length. Kernels are compiled for it and derived weights laid
-        out, and on a GPU the steps of greedy search are recorded, for these sizes and what batches shrink to as their
-        texts end, with memory for texts of `max_new_tokens` tokens of so much audio. Nothing is done twice: a further
-        call prepares what it asks for beyond the former. Where parameters are written to or replaced, or the model is
-        moved, what was prepared is made again when it is needed.
+        out. On a GPU the encoder is recorded for each of these batches that has few frames (see `RecordedEncoder`), and
+        the steps of greedy search for these sizes and what batches shrink to as their texts end, with memory for texts
+        of `max_new_tokens` tokens of so much audio. Nothing is done twice: a further call prepares what it asks for
+        beyond the former. Where parameters are written to or replaced, or the model is moved, what was prepared is made
+        again when it is needed.
 
         Args:
             batch_sizes: utterances at once.
