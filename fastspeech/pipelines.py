@@ -291,7 +291,7 @@ class AutomaticSpeechRecognitionPipeline:
 
         rows = size * (recogniser.setting("num_beams", options) or 1)
         weight = next(self.model.parameters())
-        kind = rows, weight.device, weight.dtype
+        kind = rows, weight.device, weight.dtype, self.model.model.decoder.in_int8
         engine = Engine(
             self.model,
             self.processor,

@@ -121,7 +121,8 @@ class Decoder(DerivingModule):
         if enable:
             int8.check(next(self.parameters()))
         self.in_int8 = enable
-        self._relaid.drop()
+        for kept in (self._relaid, self.seated, self.searched):
+            kept.drop()
 
     def cross_maps(self) -> list[nn.Linear]:
         """The projections to cross-attention's keys and values, of each layer in turn."""
