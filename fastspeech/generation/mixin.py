@@ -151,10 +151,10 @@ class GenerationMixin:
 
         Silence is transcribed in batches of each size and length. Kernels are compiled for it and derived weights laid
         out. On a GPU the encoder is recorded for each of these batches that has few frames (see `RecordedEncoder`), and
-        the steps of greedy search for these sizes and what batches shrink to as their texts end, with memory for texts
-        of `max_new_tokens` tokens of so much audio. Nothing is done twice: a further call prepares what it asks for
-        beyond the former. Where parameters are written to or replaced, or the model is moved, what was prepared is made
-        again when it is needed.
+        the steps of greedy search, and of the search that the model's own parameters ask for, for these sizes and what
+        batches shrink to as their texts end, with memory for texts of `max_new_tokens` tokens of so much audio. Nothing
+        is done twice: a further call prepares what it asks for beyond the former. Where parameters are written to or
+        replaced, or the model is moved, what was prepared is made again when it is needed.
 
         Args:
             batch_sizes: utterances at once.

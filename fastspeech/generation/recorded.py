@@ -62,7 +62,7 @@ class RecordedStep:
         """
         rows = len(input_ids)
         bucket = self.bucket(rows)
-        self._prepare(bucket)
+        self.prepare(bucket)
         copies = [pair for cache in caches for pair in cache.prepare(1)]
         self._tell(bucket, caches, copies)
         self._ids[:rows] = input_ids
@@ -85,7 +85,7 @@ class RecordedStep:
         table, cross_table = told[:, _TOLD:].clone(memory_format=torch.contiguous_format), self._cross_table[:rows]
         return self._read(self._ids[:rows], Places(positions, table, cross_positions, cross_table, most))
 
-    def _prepare(self, bucket: int) -> None:
+    def prepare(self, bucket: int) -> None:
         """Record the step of so many rows, if it has not been."""
         seen = self._pool.keys.data_ptr(), dispatch.backend()
         if seen != self._seen:

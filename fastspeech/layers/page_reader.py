@@ -60,6 +60,14 @@ class PageReader:
         steps, head = self._functions
         return head(paged.read(self._decoder, steps, input_ids, caches))
 
+    def record(self, caches: Sequence[PagedCache]) -> None:
+        """Record the steps that `read` could come to need for caches such as these."""
+        step = self._room(caches)
+        bucket = step.bucket(sum(len(cache.tables) for cache in caches))
+        while bucket:
+            step.prepare(bucket)
+            bucket //= 2
+
     def _compute(self) -> tuple[list[Step], Map]:
         self._decoder.cross_function()  # moves parameters, as the other functions do
         return self._model.functions(self._decoder.product(self._rows))

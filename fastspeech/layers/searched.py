@@ -39,6 +39,11 @@ class PagedBatch:
         with self._turns.take(self._device):
             return self._reader.read(input_ids, self._caches)
 
+    def record(self) -> None:
+        """Record the steps of as many rows, and of what they shrink to as texts end."""
+        with self._turns.take(self._device):
+            self._reader.record(self._caches)
+
     def reorder(self, rows: Tensor) -> None:
         """Let row i continue row rows[i]: (rows,) int64, each within its own utterance."""
         count, sources = self.rows_per_input, rows.tolist()

@@ -205,9 +205,19 @@ class WithHead:
         given = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         model = cast(Any, self)
         _, model_inputs, prompt, plan = model.planned(**inputs, num_beams=1, **given)
+        if not model.records(prompt.device):
+            return
+        heard = {"encoder_outputs": self.heard(model_inputs)}
         if model.sits(plan, prompt.device):
-            hidden, lengths = heard_frames(self.heard(model_inputs))
+            hidden, lengths = heard_frames(heard["encoder_outputs"])
             self.model.decoder.seated.prepare(self, hidden, lengths, prompt, plan)
+        own = model.planned(**inputs, **given)[3]
+        if not (model.sits(own, prompt.device) or own.as_record):
+            cache = self.start_on_pages(heard, max(own.beams, own.returned), own.max_length - 1)
+            try:
+                cache.record()
+            finally:
+                cache.free()
 
     def empty(self, rows: int, *shape: int) -> dict[str, Tensor]:
         """Inputs of zeros, (rows, *shape), of which nothing is padding."""

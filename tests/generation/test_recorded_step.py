@@ -73,6 +73,22 @@ def test_what_changed_is_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_after_warmup_nothing_is_recorded_any_more(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that searches with beams by itself, as checkpoints of Speech2Text do."""
+    WAYS[way](monkeypatch)
+    model = fresh("moonshine")
+    model.generation_config.num_beams = 3
+    model.warmup(batch_sizes=(2,), seconds=(1.0,), max_new_tokens=30)
+    searched = model.model.decoder.searched
+    step = searched.reader.step
+    recorded = dict(step.graphs._recorded)
+    assert recorded.keys() == {1, 2, 4, 8} and searched.pool.reserved == 0
+    assert len(found(model, "moonshine", rows=2, max_new_tokens=28)[0]) > 4
+    assert searched.reader.step is step and step.graphs._recorded == recorded
+    assert model.model.decoder.seated.seats is not None
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_searches_go_on_beside_one_another(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One within a rule of another, in a pool that grows meanwhile, and one that fails."""
     many = {"num_beams": 5, "max_new_tokens": 40}
