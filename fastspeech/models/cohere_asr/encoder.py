@@ -13,6 +13,7 @@ from fastspeech.layers.activations import activation
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import PackedLinear, direct, pointwise
 from fastspeech.layers.padding import clear_padding_, readable
+from fastspeech.layers.recorded_encoder import Heard, RecordedEncoder
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.cohere_asr.config import ParakeetEncoderConfig
 from fastspeech.outputs import BaseModelOutput
@@ -236,7 +237,7 @@ class Block(nn.Module):
         return x, weights
 
 
-class ParakeetEncoder(nn.Module):
+class ParakeetEncoder(DerivingModule):
     """Log-mel features to encoder frames."""
 
     def __init__(self, config: ParakeetEncoderConfig) -> None:
@@ -246,6 +247,7 @@ class ParakeetEncoder(nn.Module):
         self.subsampling = Subsampling(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self._positions: Tensor | None = None
+        self.recorded = RecordedEncoder()
 
     def forward(
         self,
@@ -302,6 +304,27 @@ class ParakeetEncoder(nn.Module):
         )
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def heard(self, audio: Tensor, mask: Tensor | None, option: None = None) -> Heard | None:
+        """As `Recordable.heard`."""
+        if audio.dim() != 3 or audio.shape[2] != self.config.num_mel_bins:
+            return None
+        frames = audio.shape[1]
+        lengths = torch.full(audio.shape[:1], frames, device=audio.device) if mask is None else mask.sum(-1)
+        valid = lengths
+        for layer in self.subsampling.layers:
+            if isinstance(layer, nn.Conv2d):
+                frames, valid = output_length(frames, layer), output_length(valid, layer)
+        return Heard(lengths, valid, frames)
+
+    def padded(self, audio: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
+        """As `Recordable.padded`."""
+        x, _ = self.subsampling(audio, lengths)
+        x = x * self.input_scale if self.config.scale_input else x
+        positions = self._table(x.shape[1])
+        for layer in self.layers:
+            x, _ = layer(x, positions, valid, False)
+        return x
 
     def _kept_layers(self) -> Iterable[nn.Module]:
         """All layers; in training each is left out with probability `layerdrop` (Fan et al. 2020)."""

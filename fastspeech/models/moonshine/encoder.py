@@ -16,6 +16,7 @@ from fastspeech.layers.clips import by_clip, one_by_one
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import direct
 from fastspeech.layers.padding import readable
+from fastspeech.layers.recorded_encoder import Heard, RecordedEncoder
 from fastspeech.layers.relaid import Product, Relaid, blocked
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.layers.rotary import inverse_frequencies, rotation
@@ -109,6 +110,7 @@ class MoonshineEncoder(DerivingModule):
         self._folded = Derived()
         self._laid_out = Derived()
         self._relaid = Relaid()
+        self.recorded = RecordedEncoder()
 
     def forward(
         self,
@@ -170,6 +172,23 @@ class MoonshineEncoder(DerivingModule):
         )
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def heard(self, audio: Tensor, mask: Tensor | None, exact: bool | None) -> Heard | None:
+        """As `Recordable.heard`. Without exact_batching a row hears all samples of the batch."""
+        if audio.dim() != 2 or audio.shape[1] < MINIMUM_SAMPLES:
+            return None
+        frames = frames_of(audio.shape[1])
+        samples = torch.full(audio.shape[:1], audio.shape[1], device=audio.device)
+        if mask is None:
+            return Heard(samples, torch.full_like(samples, frames), frames)
+        if self.config.exact_batching if exact is None else exact:
+            samples = mask.sum(-1)
+            return Heard(samples, frames_of(samples).clamp(min=0), frames)
+        return Heard(samples, mask[:, ::HOP][:, :frames].sum(-1), frames)
+
+    def padded(self, audio: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
+        """As `Recordable.padded`."""
+        return self._run(self.stem(audio, lengths), valid, Record(False, False))
 
     def _run(self, x: Tensor, lengths: Tensor | None, record: Record) -> Tensor:
         """What leaves the layers for x (B, T, hidden); states of layers and attention weights go to the record."""

@@ -11,8 +11,10 @@ from fastspeech.generation.interface import Record
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import attention
 from fastspeech.layers.clips import by_clip, one_by_one
+from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import direct
-from fastspeech.layers.padding import readable
+from fastspeech.layers.padding import clear_padding_, readable
+from fastspeech.layers.recorded_encoder import Heard, RecordedEncoder
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.speech_to_text.blocks import Projections, SinusoidalPositions, dropped, feed_forward
 from fastspeech.models.speech_to_text.config import Speech2TextConfig
@@ -35,12 +37,20 @@ class Subsampler(nn.Module):
             self.conv_layers.append(nn.Conv1d(entering, leaving, kernel, 2, kernel // 2))
             entering = leaving // 2
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, T0, features) to (B, T, d_model)."""
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, T0, features) to (B, T, d_model), as if each row ended at its length (B,)."""
         x = features.transpose(1, 2)
         for conv in self.conv_layers:
             x = F.glu(conv(x), dim=1)
+            if lengths is not None:
+                lengths = output_length(lengths, cast(nn.Conv1d, conv))
+                x = clear_padding_(x, lengths, dim=2)
         return x.transpose(1, 2)
+
+
+def output_length(length: Any, conv: nn.Conv1d) -> Any:
+    """Frames a convolution gives for `length` frames (an int or a tensor of them)."""
+    return (length + 2 * int(conv.padding[0]) - conv.kernel_size[0]) // conv.stride[0] + 1
 
 
 class Layer(nn.Module):
@@ -82,7 +92,7 @@ class Layer(nn.Module):
         return *add_and_norm(next_norm)(x, delta), weights
 
 
-class Speech2TextEncoder(nn.Module):
+class Speech2TextEncoder(DerivingModule):
     """Features to encoder frames, four features each by default.
 
     What frames mean near the end of a clip depends on the padding behind it, as in transformers: the convolutions see
@@ -97,6 +107,7 @@ class Speech2TextEncoder(nn.Module):
         self.embed_positions = SinusoidalPositions(config.max_source_positions, config.d_model, config.pad_token_id)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
+        self.recorded = RecordedEncoder()
 
     def forward(
         self,
@@ -152,6 +163,26 @@ class Speech2TextEncoder(nn.Module):
         )
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def heard(self, audio: Tensor, mask: Tensor | None, head_mask: Tensor | None) -> Heard | None:
+        """As `Recordable.heard`. A row hears all frames of the batch."""
+        width = self.config.input_feat_per_channel * self.config.input_channels
+        if audio.dim() != 3 or audio.shape[2] != width or head_mask is not None:
+            return None
+        frames = audio.shape[1]
+        lengths = torch.full(audio.shape[:1], frames, device=audio.device)
+        for conv in self.conv.conv_layers:
+            frames = output_length(frames, cast(nn.Conv1d, conv))
+        if mask is None:
+            return Heard(lengths, torch.full_like(lengths, frames), frames)
+        return Heard(lengths, self.valid_frames(mask, frames).sum(-1), frames)
+
+    def padded(self, audio: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
+        """As `Recordable.padded`."""
+        x = self.conv(audio, lengths)
+        there = torch.arange(x.shape[1], device=x.device) < valid[:, None]
+        x = torch.add(self.embed_positions(there, x.shape[1], 0, x), x, alpha=self.scale)
+        return self._run(x, there[:, None, None], [None] * len(self.layers), Record(False, False))
 
     def _run(self, x: Tensor, mask: Tensor | None, factors: list[Tensor | None], record: Record) -> Tensor:
         """What leaves the layers for x (B, T, d_model); states of layers and attention weights go to the record."""
