@@ -195,9 +195,9 @@ def _gate(name: str, plan: Plan) -> tuple[str, float | None]:
     ours, theirs = _pair(name, plan)
     if theirs is None:
         return "", None
-    sides: list[_Side] = [_Ours(ours, 2, full=False), _Theirs(theirs, 2, full=False)]
+    sides: list[Side] = [Ours(ours, 2, full=False), Theirs(theirs, 2, full=False)]
     if ours.dtype != torch.float32:
-        sides.append(_Theirs(models.in_float32(theirs), 2, full=False))
+        sides.append(Theirs(models.in_float32(theirs), 2, full=False))
     logits: list[list[Tensor]] = [[] for _ in sides]
     for _ in range(4):
         codes = []
@@ -244,9 +244,9 @@ def _pair(name: str, plan: Plan) -> tuple[Any, Any]:
 
 
 def _sides(ours: Any, theirs: Any) -> dict[str, Callable[[int], Any]]:
-    sides: dict[str, Callable[[int], Any]] = {"fastspeech": functools.partial(_Ours, ours)}
+    sides: dict[str, Callable[[int], Any]] = {"fastspeech": functools.partial(Ours, ours)}
     if theirs is not None:
-        sides["transformers"] = functools.partial(_Theirs, theirs)
+        sides["transformers"] = functools.partial(Theirs, theirs)
     return sides
 
 
@@ -285,8 +285,9 @@ def _fill(state: Any, config: Any) -> None:
     state.codec.positions.fill_(2 * config.codec_config.sliding_window)
 
 
-class _Side:
-    """Streams of a library. `mimi`, `lm` and `frame` step all of them once, up to tokens on the host."""
+class Side:
+    """Streams of a library, as far on as their windows are wide, or, not `full`, at their beginning. `mimi`, `lm` and
+    `frame` step all of them once, by `samples`, up to tokens on the host."""
 
     def __init__(self, model: Any, streams: int) -> None:
         config, device = model.config, model.device
@@ -322,7 +323,7 @@ class _Side:
         raise NotImplementedError
 
 
-class _Ours(_Side):
+class Ours(Side):
     def __init__(self, model: Any, streams: int, full: bool = True) -> None:
         super().__init__(model, streams)
         self.state = model.start(streams)
@@ -338,7 +339,7 @@ class _Ours(_Side):
         return self.head(self.model.step(self.tokens, self.codes, self.state))
 
 
-class _Theirs(_Side):
+class Theirs(Side):
     """As transformers' `generate` steps, with its caches."""
 
     def __init__(self, model: Any, streams: int, full: bool = True) -> None:
