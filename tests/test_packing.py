@@ -16,7 +16,8 @@ from fastspeech.kernels import use_backend
 from fastspeech.layers import packing
 from fastspeech.layers.packing import Packed, Padded, counts_of
 from fastspeech.parity.models import EXAMPLES
-from tests.generation.test_graphs import NAMES, kept
+from tests.generation.tape import as_on_a_gpu
+from tests.generation.test_graphs import NAMES, fresh, kept
 
 WAYS = {
     "one by one": {"_SHORT": 0},
@@ -206,3 +207,23 @@ def test_a_mask_on_the_host_serves_another_device(
     found = ours(**inputs)
     assert found.last_hidden_state.device.type == found.attention_mask.device.type == "meta" and len(lies) == 1
     assert found.last_hidden_state.shape[:2] == found.attention_mask.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_encode_reads_the_mask_of_a_batch_that_is_not_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = fresh(name), batch(name, LENGTHS, 99)
+    read: list[Tensor] = []
+    given: list[Any] = []
+    run = model.model.encoded
+    monkeypatch.setattr(Tensor, "cpu", lambda mask: read.append(mask.clone()) or read[-1])
+    monkeypatch.setattr(model.model, "encoded", lambda *inputs: given.append(inputs[1]) or run(*inputs))
+    model.encode(inputs, with_states=True)
+    with torch.enable_grad():
+        model.encode(inputs)
+    assert len(given) == 2 and not read
+    model.encode(inputs)
+    assert len(given) == 3 and given[2] is read[0]
+    as_on_a_gpu(monkeypatch)
+    model.encode(inputs)
+    assert len(given) == 3 and len(read) == 1
