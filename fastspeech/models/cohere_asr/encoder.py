@@ -62,7 +62,7 @@ class Subsampling(nn.Module):
     def frames(self, length: Any) -> Any:
         """Encoder frames of so many of features (an int or a tensor of them)."""
         for layer in self.layers:
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > 1:
                 length = output_length(length, layer)
         return length
 
@@ -326,7 +326,7 @@ class ParakeetEncoder(DerivingModule):
         """As `Recordable.heard`."""
         if audio.dim() != 3 or audio.shape[2] != self.config.num_mel_bins:
             return None
-        lengths = torch.full(audio.shape[:1], audio.shape[1], device=audio.device) if mask is None else mask.sum(-1)
+        lengths = torch.full(audio.shape[:1], audio.shape[1]) if mask is None else mask.sum(-1)
         frames = self.subsampling.frames
         return Heard(lengths, frames(lengths), frames(audio.shape[1]))
 

@@ -186,7 +186,7 @@ class MoonshineEncoder(DerivingModule):
         if audio.dim() != 2 or audio.shape[1] < MINIMUM_SAMPLES:
             return None
         frames = frames_of(audio.shape[1])
-        samples = torch.full(audio.shape[:1], audio.shape[1], device=audio.device)
+        samples = torch.full(audio.shape[:1], audio.shape[1], device=None if mask is None else mask.device)
         if mask is None:
             return Heard(samples, torch.full_like(samples, frames), frames)
         if self.config.exact_batching if exact is None else exact:

@@ -191,7 +191,7 @@ class Speech2TextEncoder(DerivingModule):
         width = self.config.input_feat_per_channel * self.config.input_channels
         if audio.dim() != 3 or audio.shape[2] != width or head_mask is not None:
             return None
-        lengths = torch.full(audio.shape[:1], audio.shape[1], device=audio.device)
+        lengths = torch.full(audio.shape[:1], audio.shape[1], device=None if mask is None else mask.device)
         frames = self.conv.frames(audio.shape[1])
         return Heard(lengths, torch.full_like(lengths, frames) if mask is None else self.lengths(mask, frames), frames)
 
