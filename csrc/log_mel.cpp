@@ -1,4 +1,7 @@
-// log_mel on the CPU: frames side by side in the lanes of vector registers, some rows' worth of blocks to a thread.
+// log_mel on the CPU, block by block of frames that stand side by side in the lanes of vector registers.
+//
+// A frame of 512 points and 128 bins is about 14,500 operations: 0.33 us of one core of 2.6 GHz with AVX-512, a third of
+// them the DFT, which is bound by its stores (Zen 4 takes half a register of 512 bits a cycle).
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
