@@ -24,10 +24,10 @@ the measured rate of copies, or the operations at that of matrix products, which
 CUDA graph, without launches; `cold`: nothing in the caches; `warm`: called over and over, launches included. The gain
 is over the reference, the plain PyTorch meaning of the op, as it is."""
 
-_MODELS = """`encoder`: samples or features to hidden states. `token`: one step of decoding, search included. `whole`: a
-transcription, encoder and all tokens; `end to end` begins with samples on the host and makes their features too. The
-peak is what a call holds in memory beyond what was held before; operators are those that a call, or a token, hands to
-PyTorch. The gain is ours over that contender."""
+_MODELS = """`encoder`: samples or features to hidden states; `encoder, recorded`: as a GPU's `generate` has it.
+`token`: one step of decoding, search included. `whole`: a transcription, encoder and all tokens; `end to end` begins
+with samples on the host and makes their features too. The peak is what a call holds in memory beyond what was held
+before; operators are those that a call, or a token, hands to PyTorch. The gain is ours over that contender."""
 
 _STREAMS = """A frame is 80 ms of every stream: `mimi`, the codec's encoder, then `lm`, the decoder with its head, and
 `frame`, both, with the tokens on the host. The windows of all streams are full."""

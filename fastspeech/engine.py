@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from fastspeech.feeder import Feeder
-from fastspeech.generation.beam import beam_search
 from fastspeech.generation.pages import PagedCache, PagePool
-from fastspeech.generation.sampling import sample
+from fastspeech.generation.plan import Plan
 from fastspeech.layers import paged
+from fastspeech.layers.searcher import Searcher
 from fastspeech.layers.writer import Writer
 from fastspeech.outputs import BaseModelOutput
 from fastspeech.recognition import PROMPT_OPTIONS, Recogniser
@@ -70,7 +70,7 @@ class Engine:
         workers: threads that load recordings and take features.
         ahead: seconds of audio that are loaded and wait for the model, at most; further recordings wait to be loaded.
         max_tokens_per_second: as in `pipeline`.
-        writer: of an engine of the same model and arguments that was closed: its pages and recorded steps serve again.
+        former: an engine of the same model and arguments that was closed: its pages and recorded steps serve again.
 
     Raises:
         ValueError: another kind of model, or an argument out of range.
@@ -90,7 +90,7 @@ class Engine:
         workers: int = 2,
         ahead: float = 600.0,
         max_tokens_per_second: float | None = None,
-        writer: Writer | None = None,
+        former: "Engine | None" = None,
     ) -> None:
         if not self.serves(model):
             raise ValueError(f"the engine serves encoder-decoder models, not {type(model).__name__}")
@@ -122,11 +122,13 @@ class Engine:
             raise ValueError(f"memory={memory} holds no page, which has {page} bytes")
         self._most_pages = memory if memory == math.inf else int(memory // page)
         pages = int(self._most_pages) if weight.device.type == "cuda" and memory < math.inf else 0
-        if writer is None:
+        if former is None:
             with torch.inference_mode(False):
-                pool = PagePool(*sizes, pages, page_size=page_size, dtype=dtype, device=weight.device)
-                writer = Writer(model, pool, max_rows)
-        self.writer, self.pool = writer, writer.pool
+                self.pool = PagePool(*sizes, pages, page_size=page_size, dtype=dtype, device=weight.device)
+            self.writer = Writer(model, self.pool, max_rows)
+            self.searcher = Searcher(model, self.pool, max_rows)
+        else:
+            self.pool, self.writer, self.searcher = former.pool, former.writer, former.searcher
 
         self._lock = threading.Condition()
         self._heard: list[Job] = []
@@ -276,13 +278,7 @@ class Engine:
         if seated:
             # Weights are read once a step for all rows: those that are free are filled first.
             return
-        self._write([job for job in self._running if not hasattr(job, "search")])
-        by_count: dict[int, list[Job]] = {}
-        for job in self._running:
-            if hasattr(job, "search"):
-                by_count.setdefault(job.ask.input_ids.shape[1], []).append(job)
-        for jobs in by_count.values():
-            self._read(jobs)
+        self._decode()
         self._done["peak"] = max(self._done["peak"], self.pool.in_use)
 
     def _listen(self, batch: list[Job]) -> None:
@@ -321,69 +317,33 @@ class Engine:
         try:
             if wanted > self.pool.pages:
                 self.pool.grow(int(min(self._most_pages, max(wanted, 4 * self.pool.pages))))
-            if not self._running:
-                # Of the weights as they are now; a text alone is read with the layout for one row.
-                alone = len(self._open) == 1 and job.request.waiting == 1 and plan.beams == 1
-                self._lay_out(1 if alone else self.max_rows)
-            elif self._rows == 1:
-                self._lay_out(self.max_rows)
             job.cache = PagedCache(self.pool, plan.beams, plan.max_length - 1, frames)
             paged.listen(self._decoder, job.encoded, [job.cache])
             if self.writer.takes(plan):
                 self.writer.add(job, job.cache, job.prompt, plan)
-                self._running.append(job)
-                return True
-            if plan.do_sample:
-                generator = torch.Generator(job.prompt.device)
-                seed = generator.seed() if job.request.seed is None else job.request.seed
-                generator.manual_seed(seed + (job.chunk.index or 0))
-                plan = replace(plan, generator=generator)
-            search = beam_search if plan.beams > 1 else sample
-            job.search = search(job.cache, job.prompt.repeat_interleave(plan.beams, 0), plan)
+            else:
+                alone = len(self._open) == 1 and job.request.waiting == 1
+                self.searcher.add(job, job.cache, job.prompt, _with_seed(plan, job), alone)
         except Exception as error:
             self._drop(job, error)
             return True
         self._running.append(job)
-        self._go_on(job, None)
         return True
 
-    def _lay_out(self, rows: int) -> None:
-        """Make the decoder's functions of its present weights, as about so many rows are read fastest."""
-        self._rows = rows
-        self._steps, self._head = self.model.functions(self._decoder.product(rows))
-
-    def _write(self, jobs: list[Job]) -> None:
-        """Let the texts that need no search be written on."""
-        if not jobs:
-            return
+    def _decode(self) -> None:
+        """Let the texts that are written, and searched for, go on."""
         began = time.perf_counter()
-        ended = self.writer.write()
-        self._spend("decoded", began, jobs)
+        ended = [*self.writer.write(), *self.searcher.search()]
+        self._spend("decoded", began, self._running)
         for key, outcome in ended:
             job = cast(Job, key)
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BaseException):
                 self._drop(job, outcome)
                 continue
-            self._done["tokens"] += len(outcome) - 1  # the last is not read
             try:
                 self._finish(job, outcome[None])
             except BaseException as error:
                 self._drop(job, error)
-
-    def _read(self, jobs: list[Job]) -> None:
-        """Read what searches ask for, as many tokens for each, and let them go on."""
-        began = time.perf_counter()
-        ids = torch.cat([job.ask.input_ids for job in jobs])
-        try:
-            logits = self._head(paged.read(self._decoder, self._steps, ids, [job.cache for job in jobs]))
-        except Exception as error:
-            # Nothing was counted as read, so that it can be read again.
-            self._one_by_one(self._read, jobs, error)
-            return
-        self._done["tokens"] += ids.numel()
-        self._spend("decoded", began, jobs)
-        for job, rows in zip(jobs, logits.split([job.plan.beams for job in jobs]), strict=True):
-            self._go_on(job, rows)
 
     def _spend(self, what: str, began: float, jobs: Iterable[Job]) -> None:
         """Note what a batch took for each request in it, once, however many of its chunks are."""
@@ -398,18 +358,6 @@ class Engine:
             return
         for job in jobs:
             run([job])
-
-    def _go_on(self, job: Job, logits: Tensor | None) -> None:
-        """Let a search go on to what it asks for next, or to its end."""
-        try:
-            job.ask = next(job.search) if logits is None else job.search.send(logits)
-        except StopIteration as end:
-            try:
-                self._finish(job, end.value.sequences[:1])
-            except BaseException as error:
-                self._drop(job, error)
-        except BaseException as error:  # whatever a rule raises, the others go on
-            self._drop(job, error)
 
     def _finish(self, job: Job, row: Tensor) -> None:
         """Put down what was found for a chunk, row (1, length), and with the last of its recording the result."""
@@ -442,11 +390,10 @@ class Engine:
         if job.left:
             return
         job.left = True
-        # Of what a job comes to later, that which it has come to.
-        if hasattr(job, "search"):
-            job.search.close()
         self.writer.remove(job)
+        self.searcher.remove(job)
         if hasattr(job, "cache"):
+            self._done["tokens"] += job.plan.beams * job.cache.length
             job.cache.free()
         with self._lock:
             for queue in (self._running, self._heard):
@@ -489,6 +436,16 @@ class Engine:
         if not taken:
             self._end(request, CancelledError())
         return True
+
+
+def _with_seed(plan: Plan, job: Job) -> Plan:
+    """The plan of a job with numbers of its own to draw by, if it draws."""
+    if not plan.do_sample:
+        return plan
+    generator = torch.Generator(job.prompt.device)
+    seed = generator.seed() if job.request.seed is None else job.request.seed
+    generator.manual_seed(seed + (job.chunk.index or 0))
+    return replace(plan, generator=generator)
 
 
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()

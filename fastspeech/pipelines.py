@@ -17,7 +17,6 @@ from fastspeech.checkpoints.config import parse_dtype
 from fastspeech.checkpoints.loading import choose_device
 from fastspeech.engine import Engine
 from fastspeech.errors import AudioError
-from fastspeech.layers.writer import Writer
 from fastspeech.recognition import PROMPT_OPTIONS, Chunk, Recogniser, Recording
 from fastspeech.requests import Handle
 from fastspeech.transcripts import Segment, Transcript, Word
@@ -159,7 +158,7 @@ class AutomaticSpeechRecognitionPipeline:
         self.generate_kwargs = generate_kwargs or {}
         self.return_timestamps = return_timestamps
         self.return_confidence = return_confidence
-        self._writers: dict[Any, Writer] = {}
+        self._former: dict[Any, Engine] = {}
 
     def __call__(
         self,
@@ -292,14 +291,14 @@ class AutomaticSpeechRecognitionPipeline:
 
         rows = size * (recogniser.setting("num_beams", options) or 1)
         weight = next(self.model.parameters())
-        kind = rows, weight.device, weight.dtype
+        kind = rows, weight.device, weight.dtype, self.model.model.decoder.in_int8
         engine = Engine(
             self.model,
             self.processor,
             memory=math.inf,
             max_rows=rows,
             max_tokens_per_second=recogniser.max_tokens_per_second,
-            writer=self._writers.pop(kind, None),  # taken out: calls may overlap
+            former=self._former.pop(kind, None),  # taken out: calls may overlap
         )
         with engine:
             for number, item in enumerate(inputs):
@@ -318,7 +317,7 @@ class AutomaticSpeechRecognitionPipeline:
             while under_way:
                 yield first()
         # Of calls that were broken off something may be left in it.
-        self._writers = {kind: engine.writer}
+        self._former = {kind: engine}
 
     def _in_batches(
         self,

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fastspeech.generation.interface import Ask, Search
 from fastspeech.generation.pages import PagedCache
 from fastspeech.generation.plan import Plan
 from fastspeech.recognition import Chunk, Recording
@@ -150,7 +149,7 @@ class Job:
         recording: of which the chunk is.
         seconds: how long the chunk is.
         encoded: (1, frames, width), once it was listened to.
-        cache, search, ask: once it is searched for what was said.
+        cache: once what was said in it is written down.
         left: whether it is over.
     """
 
@@ -163,8 +162,6 @@ class Job:
     plan: Plan
     encoded: Tensor = field(init=False)
     cache: PagedCache = field(init=False)
-    search: Search = field(init=False)
-    ask: Ask = field(init=False)
     left: bool = False
 
 

@@ -9,7 +9,6 @@ would at run time and compiles it to machine code for the target, from which the
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import subprocess
@@ -157,10 +156,10 @@ def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype) -> None:
                 promised = op.overload(*args)
                 _agree(implementation.load().launch(*args), promised)
                 if implementation.backward is not None and implementation.backward_limits(*args) is None:
-                    grads = [promised] if isinstance(promised, Tensor) else list(promised)
+                    outputs = [promised] if isinstance(promised, Tensor) else list(promised)
                     needs = [isinstance(a, Tensor) and a.is_floating_point() for a in args]
-                    backward = importlib.import_module(implementation.backward).launch
-                    _agree(backward(grads, *args, needs), op.backward_overload(grads, *args, needs))
+                    found = implementation.pull_back([*outputs], outputs, args, needs)
+                    _agree(found, op.backward_overload(outputs, outputs, *args, needs))
 
 
 def _agree(result: Any, promised: Any) -> None:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from fastspeech.kernels import extension
 
@@ -67,7 +68,8 @@ class Implementation:
     CPU tensors, as it does where `pytest bench` shows it to be faster than the reference; `on_cuda`: whether it takes
     CUDA tensors at all. `backward`: the module of a fused backward, if there is one, which holds
     `launch(grads, *args, needs)`: the gradients of the arguments that `needs` marks, of the outputs' gradients or None;
-    `backward_limits(*args)` says what it cannot serve of what the forward serves.
+    `backward_limits(*args)` says what it cannot serve of what the forward serves. With `backward_outputs` it is
+    `launch(grads, outputs, *args, needs)`, and autograd keeps the outputs for it.
     """
 
     name: str
@@ -77,9 +79,18 @@ class Implementation:
     on_cuda: bool = True
     backward: str | None = None
     backward_limits: Callable[..., str | None] = lambda *args: None
+    backward_outputs: bool = False
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
+
+    def pull_back(
+        self, grads: list[Tensor | None], outputs: list[Tensor], args: tuple[Any, ...], needs: list[bool]
+    ) -> list[Tensor]:
+        """The gradients of the arguments that need one, by the fused backward, of a call with those outputs."""
+        assert self.backward is not None
+        launch = importlib.import_module(self.backward).launch
+        return launch(grads, *([outputs] if self.backward_outputs else []), *args, needs)
 
     def refusal(self, args: tuple[Any, ...]) -> str | None:
         """Why this implementation cannot serve a call with `args`; None where it can."""
@@ -137,13 +148,13 @@ def choose_inline(op: Op, args: tuple[Any, ...]) -> bool:
     return False
 
 
-def choose_backward(op: Op, args: tuple[Any, ...]) -> Callable[..., list[torch.Tensor]] | None:
-    """The fused backward of the implementation that serves `op(*args)`; None where the reference is recomputed."""
+def choose_backward(op: Op, args: tuple[Any, ...]) -> Implementation | None:
+    """The implementation that serves `op(*args)` if its backward is fused; None where the reference is recomputed."""
     for implementation in candidates(op, args[0].device):
         if implementation.refusal(args) is None:
             if implementation.backward is None or implementation.backward_limits(*args) is not None:
                 return None
-            return importlib.import_module(implementation.backward).launch
+            return implementation
     return None
 
 

@@ -62,7 +62,8 @@ def gradient_layouts(subject: Subject) -> None:
         }
         turned = [views[(first + 1 + at) % 2](grad) for at, grad in enumerate(upstream)]
         _judged(subject, laid, [turned], names, "in another layout")
-    _judged(subject, inputs, [[grad.new_ones(()).expand_as(grad) for grad in upstream]], names, "by a sum")
+    ones = [grad.new_ones(()).expand_as(grad) for grad in upstream]
+    _judged(subject, inputs, [subject.specified(tuple(ones), inputs)], names, "by a sum")
     masks = {name: mask for name, mask in subject.padding(inputs).items() if name in names}
     if masks:
         loud = {name: inputs[name].masked_fill(mask, float("nan")) for name, mask in masks.items()}
@@ -105,10 +106,11 @@ def _leaves(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _upstream(subject: Subject, draw: int = 0) -> list[Tensor]:
-    """Gradients of the outputs, drawn."""
+    """Gradients of the outputs, drawn; 0 where the outputs are not specified, of which nothing can follow."""
     generator = torch.Generator().manual_seed(subject.seed + 1 + draw)
     drawn = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in subject.clean]
-    return [grad.to(o) for grad, o in zip(drawn, subject.clean, strict=True)]
+    grads = tuple(grad.to(o) for grad, o in zip(drawn, subject.clean, strict=True))
+    return [*subject.specified(grads, subject.inputs())]
 
 
 def _pulled(

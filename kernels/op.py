@@ -44,6 +44,7 @@ class Op:
         self.name = reference.__name__
         self.reference = reference
         self.implementations = implementations
+        self.keeps_outputs = any(i.backward_outputs for i in implementations)
         self.on_cpu = extension.BUILT and any(i.on_cpu for i in implementations)
         self.mutates = mutates
         schema = torch.library.infer_schema(reference, mutates_args=mutates)
@@ -89,7 +90,7 @@ class Op:
 
     def _register_backward(self, schema: str) -> None:
         inputs = schema[schema.index("(") + 1 : schema.rindex(") ->")]
-        _library.define(f"{self.name}_backward(Tensor?[] grads, {inputs}, bool[] needs) -> Tensor[]")
+        _library.define(f"{self.name}_backward(Tensor?[] grads, Tensor[] results, {inputs}, bool[] needs) -> Tensor[]")
         _library.impl(f"{self.name}_backward", self._run_backward, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastspeech::{self.name}_backward", _fake_backward, lib=_library)
         self.backward_overload = getattr(torch.ops.fastspeech, f"{self.name}_backward").default
@@ -97,7 +98,8 @@ class Op:
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         # The gradient of an output that nothing came of is None, which a kernel does not read.
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
+        outputs = _outputs(output) if self.keeps_outputs else ()
+        ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)), *outputs)
         ctx.rest = [None if isinstance(a, Tensor) else (a,) for a in inputs]
 
     def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -109,14 +111,14 @@ class Op:
             args = [a.view_as(a) if need else a for a, need in zip(args, needs, strict=True)]
             found = iter(self._pull_back(grads, args, needs, create_graph=True))
         else:
-            found = iter(self.backward_overload(list(grads), *args, needs))
+            found = iter(self.backward_overload(list(grads), list(saved), *args, needs))
         return tuple(next(found) if need else None for need in needs)
 
-    def _run_backward(self, grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
+    def _run_backward(self, grads: list[Tensor | None], outputs: list[Tensor], *args_needs: Any) -> list[Tensor]:
         *args, needs = args_needs
         if (fused := dispatch.choose_backward(self, tuple(args))) is not None:
             with torch.cuda.device_of(args[0]):
-                return fused(grads, *args, needs)
+                return fused.pull_back(grads, outputs, tuple(args), needs)
         pairs = zip(args, needs, strict=True)
         args = [a.detach().requires_grad_(need) if isinstance(a, Tensor) else a for a, need in pairs]
         with torch.enable_grad():
@@ -126,8 +128,7 @@ class Op:
         self, grads: Sequence[Tensor | None], args: list[Any], needs: list[bool], create_graph: bool
     ) -> tuple[Tensor, ...]:
         """Gradients of the arguments that need one, through the reference."""
-        result = self.reference(*args)
-        outputs = (result,) if isinstance(result, Tensor) else tuple(result)
+        outputs = _outputs(self.reference(*args))
         used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
         wanted = [a for a, need in zip(args, needs, strict=True) if need]
         return torch.autograd.grad(
@@ -139,7 +140,11 @@ class Op:
         )
 
 
-def _fake_backward(grads: list[Tensor | None], *args_needs: Any) -> list[Tensor]:
+def _outputs(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _fake_backward(grads: list[Tensor | None], outputs: list[Tensor], *args_needs: Any) -> list[Tensor]:
     *args, needs = args_needs
     wanted = [a for a, need in zip(args, needs, strict=True) if need]
     return [torch.empty_like(a, memory_format=torch.contiguous_format) for a in wanted]

@@ -373,6 +373,8 @@ def test_the_most_streams_that_hold_are_found() -> None:
 def test_streams_that_come_late_or_do_not_fit_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "FRAMES", 100)
     monkeypatch.setattr(streams, "DEADLINE_S", 0.005)
+    now = [0.0]
+    monkeypatch.setattr(streams, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Side:
         def __init__(self, late: int) -> None:
@@ -381,8 +383,7 @@ def test_streams_that_come_late_or_do_not_fit_do_not_hold(monkeypatch: pytest.Mo
         def frame(self) -> None:
             self.frames += 1
             # The first three are to warm up.
-            if 3 < self.frames <= 3 + self.late:
-                time.sleep(0.006)
+            now[0] += 0.006 if 3 < self.frames <= 3 + self.late else 0.004
 
     plan = Plan(CPU)
     assert streams._probe(Side, plan, 0)["p99_s"] < 0.005

@@ -73,20 +73,27 @@ def test_requests_at_random_are_as_without_seats(name: str, way: str, monkeypatc
         seats = e.writer._seats
         assert seats is not None and sum(seats.graphs.replays.values()) > 10
         assert not any(e.writer._at) and e.summary().tokens > 50
+        step = e.searcher.reader.step
+        assert step is not None and sum(step.graphs.replays.values()) > 10 and not e.searcher._going
 
 
-def test_a_step_is_recorded_again_where_the_pool_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [alone("moonshine", clip(1.0, n), max_new_tokens=40).text for n in range(4)]
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2}])
+def test_a_step_is_recorded_again_where_the_pool_has_grown(
+    search: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"max_new_tokens": 40, **search}
+    expected = [alone("moonshine", clip(1.0, n), **options).text for n in range(4)]
     log = as_on_a_gpu(monkeypatch)
     with engine("moonshine", max_rows=4) as e:
         for n in (0, 1):
-            assert e.submit(clip(1.0, n), max_new_tokens=40).result(60).text == expected[n]
+            assert e.submit(clip(1.0, n), **options).result(60).text == expected[n]
         recorded = len(log)
-        assert e.submit(clip(1.0, 2), max_new_tokens=40).result(60).text == expected[2]
+        assert e.submit(clip(1.0, 2), **options).result(60).text == expected[2]
         assert len(log) == recorded
         e.pool.grow(2 * e.pool.pages)
-        assert e.submit(clip(1.0, 3), max_new_tokens=40).result(60).text == expected[3]
+        assert e.submit(clip(1.0, 3), **options).result(60).text == expected[3]
         assert len(log) == recorded + 4
+        assert (e.writer._seats is None) == bool(search) and (e.searcher.reader.step is None) == (not search)
 
 
 def test_a_pipeline_records_its_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,13 +101,17 @@ def test_a_pipeline_records_its_steps_once(monkeypatch: pytest.MonkeyPatch) -> N
     log = as_on_a_gpu(monkeypatch)
     model, processor = TINY["moonshine"]()
     recognise = AutomaticSpeechRecognitionPipeline(model, processor, batch_size=4)
-    recorded = []
+    seats = []
     for _ in range(2):
         many = recognise([clip(1.0, n) for n in range(4)], max_new_tokens=40)
         one = recognise(clip(1.0, 0), max_new_tokens=40)
         assert [result["text"] for result in (*many, one)] == [*expected, expected[0]]
-        recorded.append(len(log))
-    assert 0 < recorded[0] == recorded[1]
+        (former,) = recognise._former.values()
+        seats.append(former.writer._seats)
+    # How many texts are beside one another is a matter of time.
+    steps = seats[0].graphs
+    assert seats[0] is seats[1] and steps.replays.keys() & {1, 2, 4}
+    assert sum(f"into pool {steps._pool}," in line for line in log) == len(steps.replays)
     with torch.no_grad():
         model.proj_out.weight.copy_(model.proj_out.weight.flip(0))
     assert recognise(clip(1.0, 0), max_new_tokens=40)["text"] != expected[0]

@@ -7,7 +7,8 @@ none from there, and its shapes are the same each time.
 
 import threading
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,10 @@ class Graphs:
         """Forget what was recorded: it would read memory that is no longer what it was."""
         self._recorded.clear()
 
+    def forget(self, key: Hashable) -> None:
+        """Forget what was recorded under `key`."""
+        del self._recorded[key], self.replays[key]
+
     def record(self, key: Hashable, function: Callable[[], None]) -> None:
         """Make `function` what `key` stands for. On a GPU it is called twice, once to compile what it launches and once
         to record that; elsewhere once, for what it prepares."""
@@ -55,7 +60,7 @@ class Graphs:
             self._recorded[key] = self._captured(function)
         else:
             function()
-            self._recorded[key] = _Replay(function, [])
+            self._recorded[key] = _Replay(function, [], False)
         self.replays.setdefault(key, 0)
 
     def run(self, key: Hashable) -> None:
@@ -66,7 +71,10 @@ class Graphs:
     def _captured(self, function: Callable[[], None]) -> "_Replay":
         with _recording, torch.cuda.device(self.device):
             if self._stream is None:
-                self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+                self._stream = torch.cuda.Stream()
+            if not any(replay.is_graph for replay in self._recorded.values()):
+                # A pool ends with the last graph that uses it, and none may be recorded into it from then on.
+                self._pool = torch.cuda.graph_pool_handle()
             before, found = torch.cuda.current_stream(), _Found()
             self._stream.wait_stream(before)
             with torch.cuda.stream(self._stream):
@@ -89,14 +97,14 @@ class Graphs:
                     )
                     run = function
             before.wait_stream(self._stream)
-        return _Replay(run, found.tensors)
+        return _Replay(run, found.tensors, run is not function)
 
 
 class _Replay:
     """What is called, and the tensors it reads, whose addresses are in it: they stay as long as it does."""
 
-    def __init__(self, run: Callable[[], None], tensors: list[Tensor]) -> None:
-        self.run = run
+    def __init__(self, run: Callable[[], None], tensors: list[Tensor], is_graph: bool) -> None:
+        self.run, self.is_graph = run, is_graph
         self._tensors = tensors
 
 
@@ -128,6 +136,25 @@ class _Found(TorchDispatchMode):
         new = [tensor for tensor in tensors if id(tensor) not in self._seen]
         self._seen.update(map(id, new))
         into += new
+
+
+class Turns:
+    """Calls that wait for one another, from whatever threads they come, and on a device in whatever streams."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextmanager
+    def take(self, device: torch.device) -> Iterator[None]:
+        """Have a turn: what is launched in it comes behind what was launched in the last one."""
+        with self._lock:
+            if device.type == "cuda":
+                stream = torch.cuda.current_stream(device)
+                if self._stream is not None and self._stream != stream:
+                    stream.wait_stream(self._stream)
+                self._stream = stream
+            yield
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

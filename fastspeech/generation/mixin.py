@@ -62,7 +62,8 @@ class GenerationMixin:
         Meanings are transformers'. `num_beams` > 1 is beam search, `do_sample` draws, otherwise the likeliest token
         is taken at each step. `use_cache` and `cache_implementation` have no effect: there is always a cache, and its
         memory is taken once. On a GPU, greedy search with nothing but limits and ends runs as CUDA graphs over memory
-        that the model keeps (see `warmup`), until it is moved.
+        that the model keeps (see `warmup`), until it is moved; so do the decoder's steps of any other search whose
+        record is not asked for, over further memory.
 
         Args:
             inputs: the audio, in the form of the model's main input; may be given by name instead.
@@ -120,6 +121,8 @@ class GenerationMixin:
         cache = model_inputs.get("past_key_values")
         if cache is None and self.sits(plan, prompt.device):
             return cast(Any, self).write(model_inputs, prompt, plan)
+        if cache is None and self.records(prompt.device) and not plan.as_record:
+            return self._on_pages(model_inputs, prompt, plan)
         if cache is None:
             if plan.record() is not None:
                 encoded = self._encoded(model_inputs, plan)
@@ -147,10 +150,11 @@ class GenerationMixin:
         """Prepare, so that the first calls of `generate` take no longer than later ones.
 
         Silence is transcribed in batches of each size and length. Kernels are compiled for it and derived weights laid
-        out, and on a GPU the steps of greedy search are recorded, for these sizes and what batches shrink to as their
-        texts end, with memory for texts of `max_new_tokens` tokens of so much audio. Nothing is done twice: a further
-        call prepares what it asks for beyond the former. Where parameters are written to or replaced, or the model is
-        moved, what was prepared is made again when it is needed.
+        out. On a GPU the encoder is recorded for each of these batches that has few frames (see `RecordedEncoder`), and
+        the steps of greedy search, and of the search that the model's own parameters ask for, for these sizes and what
+        batches shrink to as their texts end, with memory for texts of `max_new_tokens` tokens of so much audio. Nothing
+        is done twice: a further call prepares what it asks for beyond the former. Where parameters are written to or
+        replaced, or the model is moved, what was prepared is made again when it is needed.
 
         Args:
             batch_sizes: utterances at once.
@@ -180,8 +184,12 @@ class GenerationMixin:
 
     def sits(self, plan: Plan, device: torch.device) -> bool:
         """Whether a plan is carried out on the device alone, by steps that are recorded (see `Seats`)."""
+        return self.records(device) and graphable(plan)
+
+    def records(self, device: torch.device) -> bool:
+        """Whether steps of the decoder over pages are recorded, as the model is. float64 has no kernels."""
         model = cast(Any, self)
-        if not (hasattr(model, "write") and serves(device) and graphable(plan, model.dtype)):
+        if not (hasattr(model, "write") and serves(device) and model.dtype in _OF_KERNELS):
             return False
         return not (model.training or torch.is_autocast_enabled(device.type))
 
@@ -247,6 +255,16 @@ class GenerationMixin:
         there = rows != -1
         step = torch.arange(rows.shape[1], device=rows.device)
         return steps[rows.clamp(min=0), step, tokens].masked_fill(~there, 0.0)
+
+    def _on_pages(self, model_inputs: dict[str, Any], prompt: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """The sequences that a search finds, by steps that are recorded (see `RecordedStep`)."""
+        model = cast(Any, self)
+        cache = model.start_on_pages(model_inputs, max(plan.beams, plan.returned), plan.max_length - 1)
+        try:
+            search = beam_search if plan.beams > 1 else sample
+            return run(search(cache, prompt, plan), model, cache).sequences
+        finally:
+            cache.free()
 
     def _encoded(self, model_inputs: dict[str, Any], plan: Plan) -> BaseModelOutput:
         """The encoder's output, that which was given or one with all that the record asks for."""
@@ -360,6 +378,8 @@ def _each(limit: Any) -> list[int] | None:
 
 _ONLY_OF_FORWARD = frozenset({"labels", "decoder_inputs_embeds", "decoder_position_ids", "return_dict"})
 """Inputs of a model's `forward` that `generate` would not honour."""
+
+_OF_KERNELS = (torch.float32, torch.bfloat16, torch.float16)
 
 _OF_GENERATE = frozenset({"past_key_values", "assistant_encoder_outputs"})
 

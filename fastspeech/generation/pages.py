@@ -7,6 +7,8 @@ from torch import Tensor
 
 from fastspeech.kernels import page_fork
 
+from .graphs import upload
+
 
 class PoolError(RuntimeError):
     """The pool has no pages left. Who reserves before taking never meets it."""
@@ -125,12 +127,15 @@ class PagePool:
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy pages (source, target) in every layer."""
-        if not pairs:
-            return
+        if pairs:
+            self.fork(*upload(torch.tensor(pairs), self.keys.device).T)
+
+    def fork(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy page sources[i] to targets[i] in every layer, (k,) int64 on the device; nothing where sources[i] is
+        negative."""
         layers, pages = self.keys.shape[:2]
-        source, target = torch.tensor(pairs, device=self.keys.device).T
         first = pages * torch.arange(layers, device=self.keys.device)[:, None]
-        places = ((first + source).flatten(), (first + target).flatten())
+        places = (first + sources).masked_fill(sources < 0, -1).flatten(), (first + targets).flatten()
         page_fork(self.keys.flatten(0, 1), self.values.flatten(0, 1), *places)
 
 
@@ -148,6 +153,7 @@ class PagedCache:
 
     Attributes:
         length: the tokens that each row has read.
+        most_tokens: as given.
         tables: the pages of each row.
         cross_table: the pages of the utterance's frames.
         frames: how many these are.
@@ -160,7 +166,9 @@ class PagedCache:
         self.pool = pool
         self.rows_per_input = rows
         self.length = 0
+        self.most_tokens = most_tokens
         self.frames = frames
+        self._copies: list[tuple[int, int]] = []
         self._reserved = self.most_pages(pool, rows, most_tokens, frames)
         if not pool.reserve(self._reserved):
             raise PoolError(f"{self._reserved} pages are needed, {pool.pages - pool.reserved} are not promised")
@@ -174,24 +182,27 @@ class PagedCache:
 
     def prepare(self, tokens: int) -> list[tuple[int, int]]:
         """Make room for so many further tokens of every row. Returns the pages to copy, (source, target), before
-        they are written to."""
-        copies = []
+        they are written to; the same ones again until `advance`."""
         for table in self.tables:
             if self.length % self.pool.page_size and self.pool.is_shared(table[-1]):
                 (own,) = self.pool.take(1)
-                copies.append((table[-1], own))
+                self._copies.append((table[-1], own))
                 self.pool.drop(table[-1:])
                 table[-1] = own
             table += self.pool.take(self.pool.needed(self.length + tokens) - len(table))
-        return copies
+        return self._copies
 
     def advance(self, tokens: int) -> None:
         """Count so many tokens of every row as read."""
         self.length += tokens
+        self._copies = []
 
     def reorder(self, rows: Tensor) -> None:
         """Let row i continue row rows[i]: (rows,) int64."""
-        sources = rows.tolist()
+        self.follow(rows.tolist())
+
+    def follow(self, sources: Sequence[int]) -> None:
+        """As `reorder`, by numbers of the host."""
         if sources == list(range(len(self.tables))):
             return
         before = self.tables
@@ -218,4 +229,5 @@ class PagedCache:
 def as_table(tables: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """(rows, columns) int32 of the pages of each row, 0 behind a row's last."""
     columns = max(1, *(len(table) for table in tables))
-    return torch.tensor([[*table, *[0] * (columns - len(table))] for table in tables], dtype=torch.int32).to(device)
+    padded = [[*table, *[0] * (columns - len(table))] for table in tables]
+    return upload(torch.tensor(padded, dtype=torch.int32), device)

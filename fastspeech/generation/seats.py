@@ -21,12 +21,11 @@ def serves(device: torch.device) -> bool:
     return captures(device)
 
 
-def graphable(plan: Plan, dtype: torch.dtype) -> bool:
+def graphable(plan: Plan) -> bool:
     """Whether every step of a plan is the same work for the device, whatever was written: the likeliest token of
-    logits as they are, of which nothing is kept nor told. float64 has no kernels."""
+    logits as they are, of which nothing is kept nor told."""
     plain = plan.beams == plan.returned == 1 and not plan.do_sample and not plan.as_record
-    alone = not plan.rules and not plan.criteria and plan.streamer is None
-    return plain and alone and dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return plain and not plan.rules and not plan.criteria and plan.streamer is None
 
 
 class Places(NamedTuple):

@@ -15,6 +15,7 @@ from fastspeech.layers.attention import attention
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import PackedLinear
 from fastspeech.layers.relaid import Map, Product, Relaid
+from fastspeech.layers.searched import Searched
 from fastspeech.layers.seated import Seated
 
 AddAndNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -90,6 +91,7 @@ class Decoder(DerivingModule):
         self._cross = PackedLinear()
         self._relaid = Relaid()
         self.seated = Seated()
+        self.searched = Searched()
 
     def enter(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, position_ids: Tensor | None, past: int
@@ -119,7 +121,8 @@ class Decoder(DerivingModule):
         if enable:
             int8.check(next(self.parameters()))
         self.in_int8 = enable
-        self._relaid.drop()
+        for kept in (self._relaid, self.seated, self.searched):
+            kept.drop()
 
     def cross_maps(self) -> list[nn.Linear]:
         """The projections to cross-attention's keys and values, of each layer in turn."""

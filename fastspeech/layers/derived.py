@@ -40,7 +40,7 @@ class Derived(Kept):
         self.drop()
 
     def drop(self) -> None:
-        self._seen: list[tuple[Callable[[], Tensor | None], int, int]] | None = None
+        self._seen: list[Seen] | None = None
         self._value: Any = None
 
     def get(self, sources: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
@@ -48,17 +48,27 @@ class Derived(Kept):
         if torch.compiler.is_compiling():
             with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
                 return compute()
-        if self._seen is None or not all(map(_unchanged, sources, self._seen)):
+        if self._seen is None or not all(map(unchanged, sources, self._seen)):
             # What is made in inference mode could not be used outside it, what autocast rounds not without it.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
                 self._value = compute()
-            self._seen = [(weakref.ref(source), source.data_ptr(), _version(source)) for source in sources]
+            self._seen = [seen(source) for source in sources]
         return self._value
 
 
-def _unchanged(source: Tensor, seen: tuple[Callable[[], Tensor | None], int, int]) -> bool:
+Seen = tuple[Callable[[], Tensor | None], int, int]
+"""A tensor as it was: the object, its address and its version."""
+
+
+def seen(source: Tensor) -> Seen:
+    """A tensor as it is."""
+    return weakref.ref(source), source.data_ptr(), _version(source)
+
+
+def unchanged(source: Tensor, before: Seen) -> bool:
+    """Whether this is the tensor seen before, neither replaced nor written to."""
     # The object as well as the address: memory that was freed is given out again.
-    return seen[0]() is source and seen[1] == source.data_ptr() and seen[2] == _version(source)
+    return before[0]() is source and before[1] == source.data_ptr() and before[2] == _version(source)
 
 
 def _version(tensor: Tensor) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastspeech.generation.graphs import upload
 from fastspeech.generation.pages import PagedCache, PagePool, as_table
 from fastspeech.generation.seats import Places
 from fastspeech.kernels import page_append, paged_attention
@@ -30,8 +31,8 @@ def read(decoder: Decoder, steps: list[Step], input_ids: Tensor, caches: Sequenc
     of_row = [cache for cache in caches for _ in cache.tables]
     table = as_table([table for cache in caches for table in cache.tables], device)
     cross_table = as_table([cache.cross_table for cache in of_row], device)
-    places = torch.tensor([[cache.length, cache.frames - count] for cache in of_row]).to(device)
-    positions, cross_positions = places.T.contiguous().unbind()
+    places = torch.tensor([[cache.length for cache in of_row], [cache.frames - count for cache in of_row]])
+    positions, cross_positions = upload(places, device).unbind()
     most = max(cache.length for cache in caches)
     hidden = through(decoder, steps, pool, input_ids, Places(positions, table, cross_positions, cross_table, most))
     for cache in caches:
@@ -71,7 +72,7 @@ def listen(decoder: Decoder, encoded: Tensor, caches: Sequence[PagedCache]) -> N
     """Put the keys and values of encoder frames (B, frames, width) into the pages of B caches, each `cache.frames` of
     them."""
     table = as_table([cache.cross_table for cache in caches], encoded.device)
-    counts = torch.tensor([cache.frames for cache in caches], device=encoded.device)
+    counts = upload(torch.tensor([cache.frames for cache in caches]), encoded.device)
     hear(decoder, encoded, caches[0].pool, table, counts)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastspeech.generation.graphs import Turns
 from fastspeech.generation.pages import PagePool
 from fastspeech.generation.plan import Plan
 from fastspeech.generation.seats import Places, Read, Seats
@@ -63,8 +63,7 @@ class Seated(Kept):
     follows_writes = True
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stream: torch.cuda.Stream | None = None
+        self._turns = Turns()
         self.drop()
 
     def drop(self) -> None:
@@ -84,29 +83,19 @@ class Seated(Kept):
         Returns:
             (B, length) int64, prompt included, padded behind the ends.
         """
-        with self._lock:
-            self._follow(encoded.device)
+        with self._turns.take(encoded.device):
             seats = self._sit(model, encoded, counts, prompt, plan)
             longest = seats.write(len(prompt), plan.max_length - prompt.shape[1])
             return seats.written[: len(prompt), :longest].clone()
 
     def prepare(self, model: Any, encoded: Tensor, counts: Tensor | None, prompt: Tensor, plan: Plan) -> None:
         """Record the steps that `write` could come to need with these arguments."""
-        with self._lock:
-            self._follow(encoded.device)
+        with self._turns.take(encoded.device):
             seats = self._sit(model, encoded, counts, prompt, plan)
             bucket = seats.bucket(len(prompt))
             while bucket:
                 seats.prepare(bucket)
                 bucket //= 2
-
-    def _follow(self, device: torch.device) -> None:
-        """Let what this call launches come behind what the last one did, in whatever stream that was."""
-        if device.type == "cuda":
-            stream = torch.cuda.current_stream(device)
-            if self._stream is not None and self._stream != stream:
-                stream.wait_stream(self._stream)
-            self._stream = stream
 
     def _sit(self, model: Any, encoded: Tensor, counts: Tensor | None, prompt: Tensor, plan: Plan) -> Seats:
         """Let all sit down, their prompts read but for the last token."""

@@ -1,7 +1,7 @@
 """What encoder-decoder models share around their encoder and decoder: records, the loss, the step interface."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from fastspeech.layers.decoder import Decoder, Decoding, Step
 from fastspeech.layers.linear import direct
 from fastspeech.layers.padding import readable
 from fastspeech.layers.relaid import Map, Product
+from fastspeech.layers.searched import PagedBatch
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 _FIRST_CAPACITY = 64
@@ -111,6 +112,8 @@ class WithHead:
     config: Any
     model: Any
     proj_out: nn.Module
+    audio_inputs: ClassVar[tuple[str, ...]]
+    """The audio, its mask, and what else `encoded` of the model takes before what is to be recorded."""
 
     def get_encoder(self) -> nn.Module:
         return self.model.encoder
@@ -161,15 +164,37 @@ class WithHead:
         steps, head = self.functions(self.model.decoder.product(rows_per_input * len(hidden)))
         return Decoding(steps, head, keys, values, capacity, rows_per_input=rows_per_input, cross_lengths=lengths)
 
+    def encode(
+        self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
+    ) -> BaseModelOutput:
+        """What the encoder gives for the audio. On a GPU few frames are recorded (see `RecordedEncoder`); more are
+        packed where that pays (see `packing`), for which the host reads the mask."""
+        audio, mask, *rest = [model_inputs.get(name) for name in self.audio_inputs]
+        encoder = self.model.encoder
+        recorded = vars(encoder).get("recorded")
+        if with_states or with_weights or torch.is_grad_enabled():
+            return self.model.encoded(audio, mask, *rest, with_states, with_weights)
+
+        def eager() -> BaseModelOutput:
+            return self.model.encoded(audio, None if mask is None else mask.cpu(), *rest, False, False)
+
+        return eager() if recorded is None else recorded.encode(encoder, eager, audio, mask, *rest)
+
     def heard(self, model_inputs: dict[str, Any]) -> BaseModelOutput:
         """The encoder's output, that which was given or its own."""
         given = model_inputs.get("encoder_outputs")
-        return as_encoder_output(cast(Any, self).encode(model_inputs) if given is None else given)
+        return self.encode(model_inputs) if given is None else as_encoder_output(given)
 
     @torch.no_grad()
     def start_decoding(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> Decoding:
         """Encode the audio and hoist all that decoding needs of it (see `generation.interface.StepModel`)."""
         return self.hoisted(self.heard(model_inputs), rows_per_input, capacity)
+
+    @torch.no_grad()
+    def start_on_pages(self, model_inputs: dict[str, Any], rows_per_input: int, capacity: int) -> PagedBatch:
+        """As `start_decoding`, over pages of the decoder, which are given back when the cache is freed."""
+        hidden, lengths = heard_frames(self.heard(model_inputs))
+        return self.model.decoder.searched.begin(self, hidden, lengths, rows_per_input, capacity)
 
     @torch.no_grad()
     def write(self, model_inputs: dict[str, Any], prompt: Tensor, plan: Plan) -> Tensor:
@@ -183,9 +208,19 @@ class WithHead:
         given = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         model = cast(Any, self)
         _, model_inputs, prompt, plan = model.planned(**inputs, num_beams=1, **given)
+        if not model.records(prompt.device):
+            return
+        heard = {"encoder_outputs": self.heard(model_inputs)}
         if model.sits(plan, prompt.device):
-            hidden, lengths = heard_frames(self.heard(model_inputs))
+            hidden, lengths = heard_frames(heard["encoder_outputs"])
             self.model.decoder.seated.prepare(self, hidden, lengths, prompt, plan)
+        own = model.planned(**inputs, **given)[3]
+        if not (model.sits(own, prompt.device) or own.as_record):
+            cache = self.start_on_pages(heard, max(own.beams, own.returned), own.max_length - 1)
+            try:
+                cache.record()
+            finally:
+                cache.free()
 
     def empty(self, rows: int, *shape: int) -> dict[str, Tensor]:
         """Inputs of zeros, (rows, *shape), of which nothing is padding."""
@@ -194,20 +229,25 @@ class WithHead:
         return {model.main_input_name: audio, "attention_mask": audio.new_ones(audio.shape[:2], dtype=torch.int64)}
 
     def decode_in_int8(self, enable: bool = True) -> Self:
-        """Decode with weights of eight bits in the decoder's linear maps and the head, or no longer; on the CPU.
+        """Decode with weights of eight bits in the decoder's linear maps and the head, or no longer.
 
         A step for a few rows takes as long as its weights take to be read, and these are a quarter of float32's: they
         are derived from the parameters (each output's are integers times one scale), which stay as they are, as do
         `state_dict` and what is saved. `generate` and an engine that is made afterwards decode with them; the encoder,
-        `forward` and gradients have nothing to do with it. It pays for up to about 4 rows; for more than 8 float32 is
-        faster.
+        `forward` and gradients have nothing to do with it.
+
+        On a CPU it pays for up to about 4 rows; for more than 8 float32 is faster. On a GPU it serves wherever PyTorch
+        has a kernel, as 2.13 has, but do not expect it to pay: that kernel has each thread read a row of weights by
+        itself, and by a public measurement takes an H20 89 us for one row and 4096 x 4096 weights, which are read in
+        bfloat16 in about 10. It has not run on a GPU here.
 
         That costs accuracy: of small models with random weights logits moved by 0.9 percent (CohereAsr), 3.1
         (Moonshine) and 1.0 (Speech2Text), of root mean squares, and 98, 97 and 99 of 100 best tokens stayed the best;
-        the demo checkpoint's sample keeps its text. Activations are bfloat16 in these products.
+        the demo checkpoint's sample keeps its text. That is on a CPU, where activations are bfloat16 in these products;
+        on a GPU they are multiplied in float32.
 
         Raises:
-            ValueError: the model is not on the CPU.
+            ValueError: the model is on another device, or PyTorch has no such product there.
         """
         self.model.decoder.decode_in_int8(enable)
         return self
@@ -218,13 +258,16 @@ class WithHead:
 
     @torch.no_grad()
     def decode(
-        self, input_ids: Tensor, cache: DecoderCache, record: Record | None = None, every: bool = False
+        self, input_ids: Tensor, cache: DecoderCache | PagedBatch, record: Record | None = None, every: bool = False
     ) -> Tensor:
-        """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n), or after every one of them.
+        """Logits (rows, vocabulary) after the last of the tokens input_ids (rows, n), or after every one of them; over
+        pages after the last, and nothing is recorded.
 
         A cache that `forward` returned may be continued; it does not hold the functions, which then are made each time,
         as they are for a graph that is traced.
         """
+        if isinstance(cache, PagedBatch):
+            return cache.read(input_ids)
         if isinstance(cache, Decoding) and not torch.compiler.is_compiling():
             steps, head = cache.steps, cache.head
         else:

@@ -94,12 +94,15 @@ class Writer:
         for seat, (length, limit) in enumerate(told.T.tolist()):
             text = texts[seat]
             if text is not None and text is self._at[seat] and length >= limit:
+                text.cache.advance(length - 1 - text.cache.length)  # the last token is not read
                 ended.append((text.key, written.known()[seat, :length]))
                 self._at[seat] = None
         return failed + ended
 
     def _join(self) -> list[tuple[Hashable, Tensor | Exception]]:
         """Read the prompts of the texts that came, but for the last token, and let them sit down."""
+        if not self._joining:
+            return []
         free = [seat for seat, text in enumerate(self._at) if text is None]
         waiting, self._joining = self._joining, []
         failed: list[tuple[Hashable, Tensor | Exception]] = []

@@ -1,6 +1,8 @@
 """CUDA graphs on the CPU: what a function does is taken down operation by operation, and done again on the same
 memory without the function. What it took from the host stays as it was, which is what makes a graph go wrong."""
 
+import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastspeech.generation import graphs, mixin
 from fastspeech.kernels import dispatch
-from fastspeech.layers import linear
+from fastspeech.layers import linear, padding, recorded_encoder
 from fastspeech.layers.decoder import Decoder
+from fastspeech.models.moonshine import encoder as moonshine_encoder
 
 
 class Tape(TorchDispatchMode):
@@ -57,10 +60,12 @@ class Stream:
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Greedy decoding as for CUDA tensors, with graphs that are tapes. Returns a list to which is written what was
-    asked of torch.cuda."""
+    """Encoding and greedy decoding as for CUDA tensors, with graphs that are tapes. Returns a list to which is written
+    what was asked of torch.cuda."""
     log: list[str] = []
     current = [Stream(log, "main")]
+    handles = itertools.count(7)
+    in_pool: dict[int, weakref.WeakSet[TapedGraph]] = {}
 
     @contextmanager
     def stream(entered: Stream) -> Iterator[None]:
@@ -72,6 +77,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     @contextmanager
     def graph(made: TapedGraph, pool: Any, stream: Stream, capture_error_mode: str) -> Iterator[None]:
         log.append(f"record on {stream.name} into pool {pool}, {capture_error_mode}")
+        assert pool not in in_pool or in_pool[pool], "PyTorch ends a pool with the last graph recorded into it"
+        in_pool.setdefault(pool, weakref.WeakSet()).add(made)
         with Tape() as made.tape:
             yield
 
@@ -80,7 +87,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("device", lambda device: nullcontext()),
         ("Stream", lambda: Stream(log, "side")),
         ("current_stream", lambda: current[-1]),
-        ("graph_pool_handle", lambda: 7),
+        ("graph_pool_handle", lambda: next(handles)),
         ("CUDAGraph", TapedGraph),
         ("stream", stream),
         ("graph", graph),
@@ -91,8 +98,12 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy decoding as for CUDA tensors, but for the graphs; ops are opaque, and weights lie as they do there."""
+    """Encoding and greedy decoding as for CUDA tensors, but for the graphs; ops are opaque, and weights lie as they do
+    there."""
     monkeypatch.setattr(mixin, "serves", lambda device: True)
+    monkeypatch.setattr(recorded_encoder, "serves", lambda device: True)
+    monkeypatch.setattr(padding, "readable", lambda x: False)
+    monkeypatch.setattr(moonshine_encoder, "through_onednn", lambda weight: False)
     monkeypatch.setattr(dispatch, "choose_inline", lambda op, args: False)
     monkeypatch.setattr(linear, "through_onednn", lambda weight: False)
     monkeypatch.setattr(Decoder, "product", lambda self, rows: None)

@@ -5,20 +5,16 @@ import sys
 
 import pytest
 
-TIMED = """
-import torch, sys, time
-began = time.perf_counter()
+COUNTED = """
+import torch, sys
+before = set(sys.modules)
 import {name}
-seconds = time.perf_counter() - began
-print(seconds, torch.cuda.is_initialized(), *({forbidden} & {{m.split(".")[0] for m in sys.modules}}))
+print(torch.cuda.is_initialized(), *sorted({{module.split(".")[0] for module in set(sys.modules) - before}}))
 """
-FORBIDDEN = {"triton", "transformers", "av", "tokenizers", "safetensors", "huggingface_hub"}
 
 
 @pytest.mark.parametrize("name", ["fastspeech", "fastspeech.kernels"])
 def test_import_is_lean(name):
-    code = TIMED.format(name=name, forbidden=FORBIDDEN)
-    runs = [subprocess.check_output([sys.executable, "-c", code], text=True).split() for _ in range(3)]
-    assert all(run[1:] == ["False"] for run in runs), runs
-    # The fastest of three, since the machine may be busy.
-    assert min(float(run[0]) for run in runs) < 0.3
+    """Beside torch and what torch imports there is only the library itself."""
+    found = subprocess.check_output([sys.executable, "-c", COUNTED.format(name=name)], text=True).split()
+    assert found == ["False", "fastspeech"]

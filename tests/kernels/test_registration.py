@@ -67,9 +67,11 @@ def test_opcheck(spec, kind):
 @each_smooth_spec
 def test_opcheck_of_the_backward(spec):
     op, args = positional(spec, inputs_of(spec, first(spec, "odd").shape))
-    grads = [torch.ones_like(o) for o in outputs_of(op.overload(*args))]
+    outputs = list(outputs_of(op.overload(*args)))
+    grads = [torch.ones_like(o) for o in outputs]
     needs = [isinstance(a, Tensor) and a.is_floating_point() for a in args]
-    torch.library.opcheck(op.backward_overload, (grads, *args, needs), test_utils=("test_schema", "test_faketensor"))
+    given = (grads, outputs, *args, needs)
+    torch.library.opcheck(op.backward_overload, given, test_utils=("test_schema", "test_faketensor"))
 
 
 @each_smooth_case

@@ -1,6 +1,7 @@
 """Weights of eight bits: the products against the definition, and models that decode with them."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 
 import fastspeech
 from fastspeech.auto import FAMILIES
+from fastspeech.generation import graphs
 from fastspeech.layers import int8
+from fastspeech.layers.decoder import Decoder
 from fastspeech.layers.relaid import Relaid
 from fastspeech.parity.models import EXAMPLES, with_random_weights
+from tests.generation.tape import WAYS
 
 ASSETS = Path(fastspeech.__file__).parent / "assets"
 NAMES = ("cohere_asr", "moonshine", "speech_to_text")
@@ -124,10 +128,82 @@ def test_the_demo_checkpoint_keeps_its_text():
         assert engine.submit(ASSETS / "sample.flac").result().text.strip() == words
 
 
-def test_it_is_for_the_cpu():
+def test_it_is_for_devices_that_pytorch_has_a_product_for(monkeypatch):
     model, _ = made("moonshine", 0)
-    with pytest.raises(ValueError, match="for models on the CPU, this one is on meta"):
+    with pytest.raises(ValueError, match="for models on the CPU or a CUDA device, this one is on meta"):
         copy.deepcopy(model).to("meta").decode_in_int8()
     model.decode_in_int8()
-    with pytest.raises(ValueError, match="for models on the CPU, this one is on meta"), torch.no_grad():
-        model.to("meta").model.decoder.product(1)
+    moved = copy.deepcopy(model).to("meta")
+    with (
+        pytest.raises(ValueError, match="for models on the CPU or a CUDA device, this one is on meta"),
+        torch.no_grad(),
+    ):
+        moved.model.decoder.product(1)
+    asked = []
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *key: bool(asked.append(key)))
+    with pytest.raises(ValueError, match=rf"PyTorch {re.escape(torch.__version__)} has no product .* for cpu tensors"):
+        model.decode_in_int8()
+    assert asked == [("aten::_weight_int8pack_mm", "CPU")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_the_layout_for_a_gpu_is_exact_but_for_the_weights(dtype):
+    """By PyTorch's product on the CPU, which takes float32 as that on a GPU does."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(9, 64).to(dtype), torch.randn(9).to(dtype)
+    x = torch.randn(64, 7, 1).to(dtype).transpose(0, 1).mT
+    out = int8.in_float32(weight, bias)(x)
+    integers, scales = int8.quantised(weight)
+    wanted = x.double() @ (integers.double() * scales.double()[:, None]).T + bias.double()
+    assert out.dtype == dtype and out.shape == (7, 1, 9)
+    assert ((out - wanted).abs() <= 2 * torch.finfo(dtype).eps * (1 + wanted.abs().amax())).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_recorded_steps_follow_the_switch(way, monkeypatch):
+    WAYS[way](monkeypatch)
+    model, inputs = made("moonshine", 0)
+    texts = []
+    for in_int8 in (False, True, False):
+        with monkeypatch.context() as patch:
+            if in_int8:
+                product = model.model.decoder._relaid.by(int8.in_int8)
+                patch.setattr(Decoder, "product", lambda self, rows, product=product: product)
+            model.decode_in_int8(in_int8)
+            options = {"eos_token_id": [], "max_new_tokens": 40}
+            texts.append([model.generate(**inputs, **options, num_beams=beams).tolist() for beams in (1, 2)])
+    assert texts[0] == texts[2] and all(one != other for one, other in zip(*texts[:2], strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+class TestOnAGPU:
+    @pytest.mark.parametrize("rows", [1, 4, 33])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @torch.no_grad()
+    def test_products(self, rows, dtype):
+        torch.manual_seed(0)
+        for entering, leaving in ((9, 5), (288, 130), (1024, 4096)):
+            linear = nn.Linear(entering, leaving).to("cuda", dtype)
+            x = torch.randn(entering, rows, 1, device="cuda").transpose(0, 1).mT.to(dtype)
+            integers, scales = int8.quantised(linear.weight)
+            wanted = x.double() @ (integers.double() * scales.double()[:, None]).T + linear.bias.double()
+            out = Relaid().by(int8.in_int8)(linear)(x)
+            assert out.dtype == dtype and out.shape == wanted.shape
+            assert ((out - wanted).abs() <= 4 * torch.finfo(dtype).eps * (1 + wanted.abs().amax())).all()
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_most_tokens_stay(self, name, dtype, monkeypatch):
+        model, inputs = made(name, 0)
+        model = model.to("cuda", dtype)
+        inputs = {k: v.to("cuda", dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+        plain = logits(model, inputs, 4)
+        rounded = logits(model.decode_in_int8(), inputs, 4)
+        assert 0 < (rounded - plain).norm() / plain.norm() < 0.06
+        assert (rounded.argmax(-1) == plain.argmax(-1)).float().mean() > 0.9
+        by_graphs = model.generate(**inputs, eos_token_id=[], max_new_tokens=12)
+        monkeypatch.setattr(graphs, "captures", lambda device: False)
+        model.model.decoder.seated.drop()
+        assert torch.equal(model.generate(**inputs, eos_token_id=[], max_new_tokens=12), by_graphs)

@@ -109,6 +109,7 @@ class CohereAsrForConditionalGeneration(WithHead, GenerationMixin, CohereAsrPreT
 
     generation_config_class = GenerationConfig
     ignored_inputs = ("audio_chunk_index",)
+    audio_inputs: ClassVar[tuple[str, ...]] = ("input_features", "attention_mask")
     tied_keys: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
 
     def __init__(self, config: CohereAsrConfig) -> None:
@@ -172,13 +173,13 @@ class CohereAsrForConditionalGeneration(WithHead, GenerationMixin, CohereAsrPreT
     def encode(
         self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
     ) -> BaseModelOutput:
-        """What the encoder gives for the audio; padding that all clips share is left out of it."""
+        """As `WithHead.encode`; padding that all clips share is left out of it."""
         features, mask = model_inputs.get("input_features"), model_inputs.get("attention_mask")
         if features is not None and mask is not None:
             # The extractor always leaves padding behind the longest clip. Without it a single clip needs no masks.
             frames = max(1, int(mask.sum(-1).max()))
-            features, mask = features[:, :frames], mask[:, :frames]
-        return self.model.encoded(features, mask, with_states, with_weights)
+            model_inputs = {**model_inputs, "input_features": features[:, :frames], "attention_mask": mask[:, :frames]}
+        return super().encode(model_inputs, with_states, with_weights)
 
     def silence(self, rows: int, seconds: float) -> dict[str, Tensor]:
         """As `GenerationMixin.silence`, in frames of 10 ms."""

@@ -121,6 +121,7 @@ class MoonshineForConditionalGeneration(WithHead, GenerationMixin, MoonshinePreT
 
     generation_config_class = GenerationConfig
     max_tokens_per_second = 6.5
+    audio_inputs: ClassVar[tuple[str, ...]] = ("input_values", "attention_mask", "exact_batching")
     tied_keys: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
 
     def __init__(self, config: MoonshineConfig) -> None:
@@ -181,13 +182,6 @@ class MoonshineForConditionalGeneration(WithHead, GenerationMixin, MoonshinePreT
             exact_batching=exact_batching,
         )
         return self.headed(outputs, labels, num_items_in_batch, return_dict)
-
-    def encode(
-        self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
-    ) -> BaseModelOutput:
-        """What the encoder gives for the audio."""
-        audio = (model_inputs.get(name) for name in ("input_values", "attention_mask", "exact_batching"))
-        return self.model.encoded(*audio, with_states, with_weights)
 
     def silence(self, rows: int, seconds: float) -> dict[str, Tensor]:
         """As `GenerationMixin.silence`, at 16 kHz."""

@@ -139,6 +139,7 @@ class Speech2TextForConditionalGeneration(WithHead, GenerationMixin, Speech2Text
     generation_config_class = GenerationConfig
     padding_is_heard = True
     """The convolutions hear what a longer clip of the batch adds to a shorter one, as in transformers."""
+    audio_inputs: ClassVar[tuple[str, ...]] = ("input_features", "attention_mask", "head_mask")
     tied_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
 
     def __init__(self, config: Speech2TextConfig) -> None:
@@ -202,13 +203,6 @@ class Speech2TextForConditionalGeneration(WithHead, GenerationMixin, Speech2Text
             return_dict=True,
         )
         return self.headed(outputs, labels, None, return_dict)
-
-    def encode(
-        self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
-    ) -> BaseModelOutput:
-        """What the encoder gives for the audio."""
-        audio = (model_inputs.get(name) for name in ("input_features", "attention_mask", "head_mask"))
-        return self.model.encoded(*audio, with_states, with_weights)
 
     def heard(self, model_inputs: dict[str, Any]) -> BaseModelOutput:
         """As `WithHead.heard`; encoder outputs without a mask get that of the inputs."""

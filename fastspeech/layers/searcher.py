@@ -1,0 +1,95 @@
+"""Searches that begin and end while others go on: beams, drawn tokens, rules and criteria, for an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastspeech.generation.beam import beam_search
+from fastspeech.generation.interface import Ask, Search
+from fastspeech.generation.pages import PagedCache, PagePool
+from fastspeech.generation.plan import Plan
+from fastspeech.generation.sampling import sample
+from fastspeech.layers.page_reader import PageReader
+
+
+@dataclass(eq=False)
+class Searched:
+    """A search: `key`, what it is known by; `cache`, its own, in whose pages its frames are; what it asks for next."""
+
+    key: Hashable
+    cache: PagedCache
+    search: Search
+    ask: Ask
+
+
+class Searcher:
+    """Carries searches on over the pages of a pool, all of them by what each asks for next.
+
+    Args:
+        model: a `WithHead`.
+        pool: of the caches.
+        rows: hypotheses at once, over all searches.
+
+    Attributes:
+        reader: reads what the searches ask for.
+    """
+
+    def __init__(self, model: Any, pool: PagePool, rows: int) -> None:
+        self.reader, self._rows = PageReader(model, pool, rows), rows
+        self._going: dict[Hashable, Searched] = {}
+        self._laid_out = 0
+
+    def add(self, key: Hashable, cache: PagedCache, prompt: Tensor, plan: Plan, alone: bool = False) -> None:
+        """Begin to search by a plan, behind prompt (1, n) int64. The cache has read nothing.
+
+        alone: no other is to be expected, so that the weights are to lie as they are read fastest for one row.
+        """
+        rows = 1 if alone and plan.beams == 1 else self._rows
+        if not self._going or rows > self._laid_out:
+            self.reader.take_weights(rows)
+            self._laid_out = rows
+        of_plan = beam_search if plan.beams > 1 else sample
+        search = of_plan(cache, prompt.repeat_interleave(plan.beams, 0), plan)
+        self._going[key] = Searched(key, cache, search, next(search))
+
+    def remove(self, key: Hashable) -> None:
+        """Forget a search, if it is here. Its pages may be taken by others from now on."""
+        if (searched := self._going.pop(key, None)) is not None:
+            searched.search.close()
+
+    def search(self) -> list[tuple[Hashable, Tensor | BaseException]]:
+        """Read what the searches ask for, and let them go on. Returns those that ended, or failed, each with its best
+        tokens (length,) int64 or the error; they are forgotten."""
+        by_count: dict[int, list[Searched]] = {}
+        for searched in self._going.values():
+            by_count.setdefault(searched.ask.input_ids.shape[1], []).append(searched)
+        ended = [end for group in by_count.values() for end in self._read(group)]
+        for key, _ in ended:
+            self.remove(key)
+        return ended
+
+    def _read(self, group: list[Searched]) -> list[tuple[Hashable, Tensor | BaseException]]:
+        """Read as many tokens for each of a group. Returns those that ended."""
+        ids = torch.cat([searched.ask.input_ids for searched in group])
+        try:
+            logits = self.reader.read(ids, [searched.cache for searched in group])
+        except Exception as error:
+            if len(group) == 1:
+                return [(group[0].key, error)]
+            # One may be at fault, and the others are not to suffer for it.
+            return [end for searched in group for end in self._read([searched])]
+        ended: list[tuple[Hashable, Tensor | BaseException]] = []
+        of_each = logits.split([len(searched.ask.input_ids) for searched in group])
+        for searched, rows in zip(group, of_each, strict=True):
+            try:
+                searched.ask = searched.search.send(rows)
+            except StopIteration as end:
+                ended.append((searched.key, end.value.sequences[0]))
+            except BaseException as error:  # whatever a rule raises, the others go on
+                ended.append((searched.key, error))
+        return ended
