@@ -23,6 +23,8 @@ from setuptools.errors import CompileError
 
 LIBRARY = "fastspeech.kernels.libfastspeech"
 CPU_SOURCES = [
+    "csrc/cmvn.cpp",
+    "csrc/log_mel.cpp",
     "csrc/ops.cpp",
     "csrc/paged_attention.cpp",
     "csrc/pages.cpp",

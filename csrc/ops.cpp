@@ -19,6 +19,11 @@ STABLE_TORCH_LIBRARY(fastspeech_csrc, library) {
   library.def(
       "rope_attention(Tensor q, Tensor k, Tensor v, Tensor? q_cosines, Tensor? q_sines, Tensor? k_cosines, "
       "Tensor? k_sines, Tensor? lengths, bool causal, int window, bool interleaved, float scale, Tensor(a!) out) -> ()");
+  library.def(
+      "log_mel(Tensor waveform, Tensor? lengths, Tensor window, Tensor mel, int n_fft, int hop, float preemphasis, "
+      "bool per_frame, float log_offset, float log_floor, Tensor(a!) out) -> ()");
+  library.def(
+      "cmvn(Tensor features, Tensor lengths, int ddof, float eps, float variance_floor, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
@@ -28,4 +33,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
   library.impl("paged_attention", TORCH_BOX(&fastspeech::paged_attention_cpu));
   library.impl("tiled_linear", TORCH_BOX(&fastspeech::tiled_linear_cpu));
   library.impl("rope_attention", TORCH_BOX(&fastspeech::rope_attention_cpu));
+  library.impl("log_mel", TORCH_BOX(&fastspeech::log_mel_cpu));
+  library.impl("cmvn", TORCH_BOX(&fastspeech::cmvn_cpu));
 }
