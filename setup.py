@@ -24,7 +24,9 @@ from setuptools.errors import CompileError
 LIBRARY = "fastspeech.kernels.libfastspeech"
 CPU_SOURCES = [
     "csrc/causal_conv.cpp",
+    "csrc/cmvn.cpp",
     "csrc/conformer_conv.cpp",
+    "csrc/log_mel.cpp",
     "csrc/ops.cpp",
     "csrc/paged_attention.cpp",
     "csrc/pages.cpp",

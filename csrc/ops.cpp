@@ -23,6 +23,11 @@ STABLE_TORCH_LIBRARY(fastspeech_csrc, library) {
       "causal_conv(Tensor x, Tensor state, Tensor tiles, Tensor? bias, Tensor? residual, int stride, bool elu, "
       "Tensor(a!) out, Tensor(b!) last) -> ()");
   library.def("conformer_conv(Tensor x, Tensor weight, Tensor bias, Tensor? lengths, Tensor(a!) out) -> ()");
+  library.def(
+      "log_mel(Tensor waveform, Tensor? lengths, Tensor window, Tensor mel, int n_fft, int hop, float preemphasis, "
+      "bool per_frame, float log_offset, float log_floor, Tensor(a!) out) -> ()");
+  library.def(
+      "cmvn(Tensor features, Tensor lengths, int ddof, float eps, float variance_floor, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
@@ -34,4 +39,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastspeech_csrc, CPU, library) {
   library.impl("rope_attention", TORCH_BOX(&fastspeech::rope_attention_cpu));
   library.impl("causal_conv", TORCH_BOX(&fastspeech::causal_conv_cpu));
   library.impl("conformer_conv", TORCH_BOX(&fastspeech::conformer_conv_cpu));
+  library.impl("log_mel", TORCH_BOX(&fastspeech::log_mel_cpu));
+  library.impl("cmvn", TORCH_BOX(&fastspeech::cmvn_cpu));
 }

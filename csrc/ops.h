@@ -50,4 +50,14 @@ void causal_conv_cpu(const Tensor& x, const Tensor& state, const Tensor& tiles, 
                      const std::optional<Tensor>& residual, int64_t stride, bool elu, const Tensor& out,
                      const Tensor& last);
 
+// waveform (rows, samples), window, mel (bins, n_fft / 2 + 1) and out (rows, frames, bins) float32, lengths int64, all
+// dense; n_fft a power of two.
+void log_mel_cpu(const Tensor& waveform, const std::optional<Tensor>& lengths, const Tensor& window, const Tensor& mel,
+                 int64_t n_fft, int64_t hop, double preemphasis, bool per_frame, double log_offset, double log_floor,
+                 const Tensor& out);
+
+// features and out (rows, frames, features) float32, lengths int64, all dense.
+void cmvn_cpu(const Tensor& features, const Tensor& lengths, int64_t ddof, double eps, double variance_floor,
+              const Tensor& out);
+
 }  // namespace fastspeech

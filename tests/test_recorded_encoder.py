@@ -354,8 +354,6 @@ def test_how_many_frames_a_gpu_has_to_be_busy_with() -> None:
     for encoder, config, frame in configs:
         with torch.device("meta"):
             made = encoder(config)
-        parameters = [p.numel() for p in made.parameters() if p.dim() > 1]
-        assert len(parameters) / len(made.layers) == pytest.approx(12.5, abs=1.7) or encoder is not ParakeetEncoder
         seconds.append(most_frames(made.bfloat16()) * frame)
         assert most_frames(made.float()) * frame == pytest.approx(seconds[-1] / 10)
     assert seconds == [pytest.approx(40, abs=1), pytest.approx(171, abs=1), pytest.approx(237, abs=1)]
@@ -385,14 +383,17 @@ def test_encoding_cuda_tensors_needs_nothing_of_the_host(
         given, mask = (torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in inputs.values())
         # PyTorch's own fake of a convolution in time asks a library that is not there.
         monkeypatch.setattr(nn.Conv1d, "forward", convolved)
-        for masked in (mask, None):
-            bucket = _Bucket(encoder, given, 4, given.shape[1] + 20)
-            bucket.run(encoder)
-            with Watch("cuda") as watch:
+        bucket = _Bucket(encoder, given, 4, given.shape[1] + 20)
+        bucket.run(encoder)
+        for masked, device in ((mask, "cuda"), (torch.empty(mask.shape), "cpu"), (None, "cpu")):
+            with Watch(device):
                 heard = encoder.heard(given, masked, exact)
-                bucket.fill(given, heard)
-                bucket.run(encoder)
-            assert len(watch.noted) > 50
+            assert {count.device.type for count in heard[:2]} == {device}
+            assert {count.shape for count in heard[:2]} == {(3,)}
+        with Watch("cuda") as watch:
+            bucket.fill(given, torch.empty(2, 3, dtype=torch.int64, device="cuda"))
+            bucket.run(encoder)
+        assert len(watch.noted) > 50
 
 
 @torch.no_grad()
@@ -495,11 +496,16 @@ class TestOnAGPU:
         inputs = {key: value.to("cuda") for key, value in batch(name, *BATCHES[0]).items()}
         encoder, given = model.model.encoder, [inputs.get(key) for key in model.audio_inputs]
         expected = recorded(model).encode(encoder, partial(model.model.encoded, *given), *given)
+        on_the_host = [None if x is None else x.cpu() if x.dim() == 2 and x.dtype == torch.int64 else x for x in given]
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = recorded(model).encode(encoder, partial(model.model.encoded, *given), *given)
+            found = [
+                recorded(model).encode(encoder, partial(model.model.encoded, *each), *each)
+                for each in (given, on_the_host)
+            ]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        same(found, expected, 0.0, 0.0)
-        assert list(recorded(model).graphs.replays.values()) == [2]
+        for one in found:
+            same(one, expected, 0.0, 0.0)
+        assert list(recorded(model).graphs.replays.values()) == [3]

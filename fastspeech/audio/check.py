@@ -1,5 +1,6 @@
 """The rules for samples that come as arrays: what must not reach a model, and the words in which it is refused."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def check_samples(samples: Any, name: str = "audio", minimum: int = 1) -> torch.
         raise AudioError(f"{name}: {len(tensor)} samples are too short; the model needs at least {minimum}")
     tensor = tensor.float()
     # A sum is finite where all terms are, and cheaper than looking at each; where it overflows, each is looked at.
-    if not tensor.sum().isfinite():
+    if not math.isfinite(tensor.sum()):
         bad = (~tensor.isfinite()).nonzero()
         if len(bad):
             raise AudioError(f"{name}: {len(bad)} samples are NaN or infinite, the first at index {int(bad[0])}")

@@ -10,6 +10,11 @@ def readable(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """(B, frames) bool, true before lengths (B,)."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
 def clear_padding_(x: Tensor, lengths: Tensor, dim: int) -> Tensor:
     """Set x (B, ...) to 0, in place, at and behind lengths (B,) along axis `dim`. Returns x."""
     start = int(lengths.min()) if readable(lengths) else 0

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from fastspeech.generation.graphs import Graphs, Turns
+from fastspeech.generation.graphs import Graphs, Turns, upload
 from fastspeech.generation.seats import serves
 from fastspeech.kernels import dispatch
 from fastspeech.layers.derived import Kept, Seen, seen, unchanged
+from fastspeech.layers.padding import frame_mask
 from fastspeech.layers.seated import roomy
 from fastspeech.outputs import BaseModelOutput
 
@@ -21,8 +22,8 @@ _MOST = 32
 its audio and frames; what is between the two shares one pool."""
 
 _LAUNCH_S = 7e-6
-"""What the host takes to launch a product with a matrix and what goes with it: a kernel and a half of 5 us each, as
-counted of the three encoders (8 kernels for 6 matrices, 17 for 12)."""
+"""What the host takes to launch a product with a matrix and what goes with it: a kernel and a third of 5 us each, as
+counted of the three encoders' layers (8 kernels for 6 matrices, 17 for 14)."""
 
 _FLOPS = {torch.float16: 4e14, torch.bfloat16: 4e14, torch.float32: 4e13}
 """What an H200 may do a second of such products: two fifths of its peak in 16 bits, two thirds of it in float32. By
@@ -32,8 +33,8 @@ arithmetic, not measured. A smaller GPU is busy with fewer frames."""
 class Heard(NamedTuple):
     """What there is of the rows of a batch, and what becomes of it.
 
-    lengths: (B,) int64, of the audio as it is given, what each row hears. valid: (B,) int64, its valid frames. frames:
-    of the whole batch.
+    lengths: (B,) int64, of the audio as it is given, what each row hears. valid: (B,) int64, its valid frames. Both are
+    where the mask is, and on the host without one. frames: of the whole batch.
     """
 
     lengths: Tensor
@@ -96,31 +97,38 @@ class RecordedEncoder(Kept):
     ) -> BaseModelOutput:
         """What an encoder makes of audio (B, T0, ...) and its mask (B, T0), with the mask of its frames where one was
         given: as recorded, or by `eager`, which calls it."""
-        if audio is None or not _may_be_recorded(encoder, audio, mask):
+        if audio is None or not _may_be_recorded(encoder, audio):
             return eager()
         # While one is recorded no other may run: what it derives from weights would lie in the memory of a graph.
         with self._turns.take(audio.device):
             heard = encoder.heard(audio, mask, option)
-            found = None if heard is None else self._frames(encoder, audio, heard)
-            if heard is None or found is None:
+            if heard is None or not self._is_small(encoder, audio, heard.frames):
                 return eager()
+            counts = torch.stack((heard.lengths, heard.valid))
+            if counts.device != audio.device:
+                counts = upload(counts, audio.device)
+            bucket = self._bucket(encoder, audio, counts)
+            if bucket is None:
+                return eager()
+            found = bucket.frames[: len(audio), : heard.frames].clone()
         if mask is None:
             return BaseModelOutput(found)
-        valid = torch.arange(heard.frames, device=audio.device) < heard.valid[:, None]
-        return BaseModelOutput(found, attention_mask=valid.int())
+        return BaseModelOutput(found, attention_mask=frame_mask(counts[1], heard.frames).int())
 
-    def _frames(self, encoder: Recordable, audio: Tensor, heard: Heard) -> Tensor | None:
-        """(B, frames, width), or None where that is not recorded."""
-        rows, length = 1 << (len(audio) - 1).bit_length(), roomy(audio.shape[1])
+    def _is_small(self, encoder: Any, audio: Tensor, frames: int) -> bool:
+        """Whether a batch, with what pads it in its bucket, keeps a GPU busy for no longer than its launches take."""
         if self._most_frames is None:
-            self._most_frames = most_frames(cast(nn.Module, encoder))
-        if rows * heard.frames * length > self._most_frames * audio.shape[1]:
-            return None
-        key = (rows, length, *audio.shape[2:], audio.dtype, dispatch.backend())
+            self._most_frames = most_frames(encoder)
+        rows, length = _sizes(audio)
+        return rows * frames * length <= self._most_frames * audio.shape[1]
+
+    def _bucket(self, encoder: Recordable, audio: Tensor, counts: Tensor) -> _Bucket | None:
+        """The bucket of a batch, run for it, with counts (2, B) as in `Heard`; None where it is not to be recorded."""
+        key = (*_sizes(audio), *audio.shape[2:], audio.dtype, dispatch.backend())
         bucket = self._buckets.pop(key, None)
         if bucket is not None:
             self._buckets[key] = bucket  # as the last one used
-            bucket.fill(audio, heard)
+            bucket.fill(audio, counts)
             self._present().run(key)
         # To look at all tensors takes a millisecond, in which a GPU is busy.
         held = _held(encoder)
@@ -129,15 +137,14 @@ class RecordedEncoder(Kept):
         if not self._is_of(held):
             self.drop()
             bucket = None
-        bucket = bucket or self._record(key, encoder, audio, heard)
-        return bucket.frames[: len(audio), : heard.frames].clone()
+        return bucket or self._record(key, encoder, audio, counts)
 
-    def _record(self, key: Key, encoder: Recordable, audio: Tensor, heard: Heard) -> _Bucket:
+    def _record(self, key: Key, encoder: Recordable, audio: Tensor, counts: Tensor) -> _Bucket:
         """Record a bucket and run it for a batch."""
         graphs = self.graphs = self.graphs or Graphs(audio.device)
         with torch.inference_mode(False), torch.no_grad():
             bucket = _Bucket(encoder, audio, *key[:2])
-            bucket.fill(audio, heard)
+            bucket.fill(audio, counts)
             graphs.record(key, partial(bucket.run, encoder))
         graphs.run(key)
         # The first run moved parameters together, and may have made a greater table of positions, beside which what was
@@ -181,25 +188,29 @@ class _Bucket:
         whole = cast(Heard, encoder.heard(self._audio, None, None))
         self.frames = audio.new_empty(rows, whole.frames, encoder.config.hidden_size)
 
-    def fill(self, audio: Tensor, heard: Heard) -> None:
+    def fill(self, audio: Tensor, counts: Tensor) -> None:
         """Take a batch in. Rows behind it stay as they were."""
         rows, length = audio.shape[:2]
         self._audio[:rows, :length] = audio
         self._audio[:rows, length:].zero_()
-        self._counts[:, :rows] = torch.stack((heard.lengths, heard.valid))
+        self._counts[:, :rows] = counts
 
     def run(self, encoder: Recordable) -> None:
         """Encode what was taken in."""
         self.frames.copy_(encoder.padded(self._audio, *self._counts))
 
 
-def _may_be_recorded(encoder: Any, audio: Tensor, mask: Tensor | None) -> bool:
-    there = audio.numel() > 0 and (mask is None or mask.device == audio.device)
-    if not there or not serves(audio.device) or audio.dtype not in _FLOPS:
+def _may_be_recorded(encoder: Any, audio: Tensor) -> bool:
+    if audio.numel() == 0 or not serves(audio.device) or audio.dtype not in _FLOPS:
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(audio.device.type):
         return False
     return not (encoder.training or torch.is_grad_enabled())
+
+
+def _sizes(audio: Tensor) -> tuple[int, int]:
+    """The rows and the length of the bucket of audio (B, T0, ...)."""
+    return 1 << (len(audio) - 1).bit_length(), roomy(audio.shape[1])
 
 
 def most_frames(encoder: nn.Module) -> float:

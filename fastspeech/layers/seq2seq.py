@@ -1,7 +1,6 @@
 """What encoder-decoder models share around their encoder and decoder: records, the loss, the step interface."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -168,14 +167,18 @@ class WithHead:
     def encode(
         self, model_inputs: dict[str, Any], with_states: bool = False, with_weights: bool = False
     ) -> BaseModelOutput:
-        """What the encoder gives for the audio. On a GPU it is recorded for few frames (see `RecordedEncoder`)."""
-        audio = [model_inputs.get(name) for name in self.audio_inputs]
-        eager = partial(self.model.encoded, *audio, with_states, with_weights)
+        """What the encoder gives for the audio. On a GPU few frames are recorded (see `RecordedEncoder`); more are
+        packed where that pays (see `packing`), for which the host reads the mask."""
+        audio, mask, *rest = [model_inputs.get(name) for name in self.audio_inputs]
         encoder = self.model.encoder
         recorded = vars(encoder).get("recorded")
-        if recorded is None or with_states or with_weights:
-            return eager()
-        return recorded.encode(encoder, eager, *audio)
+        if with_states or with_weights or torch.is_grad_enabled():
+            return self.model.encoded(audio, mask, *rest, with_states, with_weights)
+
+        def eager() -> BaseModelOutput:
+            return self.model.encoded(audio, None if mask is None else mask.cpu(), *rest, False, False)
+
+        return eager() if recorded is None else recorded.encode(encoder, eager, audio, mask, *rest)
 
     def heard(self, model_inputs: dict[str, Any]) -> BaseModelOutput:
         """The encoder's output, that which was given or its own."""

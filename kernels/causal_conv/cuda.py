@@ -11,8 +11,9 @@ from fastspeech.kernels.tiled_linear import in_tiles
 def launch(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, elu: bool
 ) -> tuple[Tensor, Tensor]:
-    wide = (None if t is None else t.float().contiguous() for t in (bias, residual))
-    y, last = by_tiles(in_tiles(weight.float()), len(weight), *wide, stride, elu, x.float(), state.float())
+    bias, residual = (None if t is None else t.float().contiguous() for t in (bias, residual))
+    tiles = in_tiles(weight.float())
+    y, last = by_tiles(tiles, len(weight), bias, residual, stride, elu, x.float(), state.float())
     return y.to(x.dtype), last.to(x.dtype)
 
 

@@ -15,13 +15,20 @@ def _fake(features: Tensor, lengths: Tensor, ddof: int, eps: float, variance_flo
     return torch.empty_like(features, memory_format=torch.contiguous_format)
 
 
-def _triton_limits(features: Tensor, lengths: Tensor, ddof: int, eps: float, variance_floor: float) -> str | None:
+def _limits(features: Tensor, lengths: Tensor, ddof: int, eps: float, variance_floor: float) -> str | None:
     if features.element_size() > 4:
         return "float64 is served by the reference"
     return None
 
 
-_op = Op(_reference, _fake, (Implementation("triton", "fastspeech.kernels.cmvn.triton", _triton_limits),))
+_op = Op(
+    _reference,
+    _fake,
+    (
+        Implementation("triton", "fastspeech.kernels.cmvn.triton", _limits),
+        Implementation("cuda", "fastspeech.kernels.cmvn.cuda", _limits, on_cpu=True, on_cuda=False),
+    ),
+)
 
 
 def cmvn(

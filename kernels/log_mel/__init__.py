@@ -50,7 +50,33 @@ def _triton_limits(
     return None
 
 
-_op = Op(_reference, _fake, (Implementation("triton", "fastspeech.kernels.log_mel.triton", _triton_limits),))
+def _cuda_limits(
+    waveform: Tensor,
+    lengths: Tensor | None,
+    window: Tensor,
+    mel: Tensor,
+    n_fft: int,
+    hop: int,
+    preemphasis: float,
+    per_frame: bool,
+    log_offset: float,
+    log_floor: float,
+) -> str | None:
+    if waveform.element_size() != 4:
+        return f"{waveform.dtype} is served by the reference: a log spectrum needs float32"
+    if n_fft & (n_fft - 1):
+        return f"a DFT of {n_fft} points, which are no power of two"
+    return None
+
+
+_op = Op(
+    _reference,
+    _fake,
+    (
+        Implementation("triton", "fastspeech.kernels.log_mel.triton", _triton_limits),
+        Implementation("cuda", "fastspeech.kernels.log_mel.cuda", _cuda_limits, on_cpu=True, on_cuda=False),
+    ),
+)
 
 
 def log_mel(
@@ -75,7 +101,7 @@ def log_mel(
     Args:
         waveform: (batch, samples), float32 (float64 for an oracle); NaN behind a row's length has no effect.
         lengths: (batch,) int32 or int64, valid samples of each row; None where all are valid.
-        window: (taps,), taps <= n_fft; centred in the frame where `per_frame` is False.
+        window: (taps,), 0 < taps <= n_fft; centred in the frame where `per_frame` is False.
         mel: (bins, n_fft // 2 + 1), the filter bank.
         n_fft: points of the DFT, even; hop: samples from one frame to the next.
 
@@ -89,8 +115,8 @@ def log_mel(
     """
     checks.rank("waveform", waveform, 2, "(batch, samples)")
     checks.rank("window", window, 1, "(taps,)")
-    if n_fft % 2 or window.shape[0] > n_fft:
-        raise ValueError(f"n_fft must be even and at least the window's {window.shape[0]} taps, got {n_fft}")
+    if n_fft % 2 or not 0 < window.shape[0] <= n_fft:
+        raise ValueError(f"n_fft must be even and at least the window's taps, got {n_fft} for {window.shape[0]}")
     checks.rank("mel", mel, 2, "(bins, n_fft // 2 + 1)")
     checks.shape("mel", mel, (mel.shape[0], n_fft // 2 + 1), "(bins, n_fft // 2 + 1)")
     checks.floating(waveform=waveform, window=window, mel=mel)

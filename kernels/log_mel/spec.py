@@ -17,7 +17,8 @@ KALDI = {"n_fft": 512, "taps": 400, "hop": 160, "bins": 80, "per_frame": True}
 
 def _bank(bins: int, frequencies: int) -> Tensor:
     """Triangles whose widths grow with their number, as those of a mel bank do."""
-    edges = (torch.linspace(0, 1, bins + 2, dtype=torch.float64) ** 1.5 * (frequencies - 1))[:, None]
+    # From one beyond the first frequency to one beyond the last, so that these have a weight too.
+    edges = (torch.linspace(0, 1, bins + 2, dtype=torch.float64) ** 1.5 * (frequencies + 1) - 1)[:, None]
     k = torch.arange(frequencies, dtype=torch.float64)
     rising = (k - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - k) / (edges[2:] - edges[1:-1])
@@ -41,7 +42,8 @@ def _inputs(
     tones = 0.3 * torch.sin(0.11 * t) + 0.1 * torch.sin(0.7 * t)
     noise = 1e-4 * torch.randn((batch, samples), generator=generator, dtype=torch.float64)
     waveform = noise + tones * (t < samples // 2)
-    hann = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(taps, dtype=torch.float64) / max(taps - 1, 1))
+    # Hann's, without the zeros at its ends, which would hide the first and the last tap.
+    hann = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(1, taps + 1, dtype=torch.float64) / (taps + 1))
     return {
         # Kaldi's features are of 16-bit samples.
         "waveform": (waveform * (2**15 if per_frame else 1)).to(dtype),

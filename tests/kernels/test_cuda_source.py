@@ -34,7 +34,7 @@ def library(tmp_path_factory):
     flags = ["-O1", "-std=c++20", "-fPIC", "-w", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     include = [f"-I{HERE}", f"-I{torch_at / 'include'}"]
     # These have no CUDA side, and are registered with the others.
-    of_cpu = ("paged_attention", "rope_attention", "tiled_linear")
+    of_cpu = ("cmvn", "log_mel", "paged_attention", "rope_attention", "tiled_linear")
     for source in (HERE / "ops.cpp", *(CSRC / f"{name}.cpp" for name in ("ops", *of_cpu))):
         target = made / f"{source.parent.name}-{source.stem}.o"
         subprocess.run([COMPILER, *flags, *include, "-c", source, "-o", target], check=True)

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastspeech.generation.interface import Record
 from fastspeech.kernels import conformer_conv, relpos_attention
 from fastspeech.layers.activations import activation
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import PackedLinear, direct, pointwise
-from fastspeech.layers.padding import clear_padding_, readable
+from fastspeech.layers.packing import Padded, Rows, counts_of, packed, side_by_side
+from fastspeech.layers.padding import clear_padding_, frame_mask
 from fastspeech.layers.recorded_encoder import Heard, RecordedEncoder
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.cohere_asr.config import ParakeetEncoderConfig
@@ -56,8 +59,15 @@ class Subsampling(nn.Module):
             self.layers.append(nn.ReLU(inplace=True))
         self.linear = nn.Linear(channels * (config.num_mel_bins // stride**stages), config.hidden_size)
 
-    def forward(self, features: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, T0, mel) features and (B,) lengths to (B, T, hidden) and the lengths in encoder frames.
+    def frames(self, length: Any) -> Any:
+        """Encoder frames of so many of features (an int or a tensor of them)."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size[0] > 1:
+                length = output_length(length, layer)
+        return length
+
+    def forward(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, T0, mel) features with lengths (B,) to (B, T, hidden).
 
         Frames behind a length are set to 0 after every convolution, so that no bias reaches a valid frame from there.
         """
@@ -68,7 +78,7 @@ class Subsampling(nn.Module):
             if lengths is not None and isinstance(layer, nn.Conv2d):
                 lengths = output_length(lengths, layer)
                 clear_padding_(x, lengths, dim=2)
-        return direct(self.linear)(x.transpose(1, 2).flatten(2)), lengths
+        return direct(self.linear)(x.transpose(1, 2).flatten(2))
 
 
 def output_length(length: Any, conv: nn.Conv2d) -> Any:
@@ -110,25 +120,34 @@ class Attention(DerivingModule):
         self._relative = Derived()
 
     def forward(
-        self, x: Tensor, positions: Tensor, lengths: Tensor | None, with_weights: bool
+        self, x: Tensor, positions: Tensor, rows: Rows, with_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """x (B, T, hidden); positions (2S - 1, hidden), encoding the relative positions of S >= T frames; lengths (B,).
+        """x (B, T, hidden), or as its rows lie; positions (2S - 1, hidden), encoding the relative positions of S >= T
+        frames.
 
         Returns (B, T, hidden) and, `with_weights`, the attention weights (B, heads, T, T).
         """
         qkv = self._packed.function((self.q_proj, self.k_proj, self.v_proj))(x)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
-        r = self._projected(positions, x.shape[1])
         weights = None
         if with_weights or (self.training and self.dropout > 0):
-            weights = self._weights(q, k, r, lengths)
+            q, k, v = self._by_head(qkv)
+            weights = self._weights(q, k, self._projected(positions, x.shape[1]), cast(Padded, rows).lengths)
             dropped = F.dropout(weights, self.dropout, self.training)
             y = (dropped @ v.transpose(1, 2)).transpose(1, 2)
         else:
-            # Under autocast the projections are narrower than the parameters.
-            u, w = self.bias_u.to(q.dtype), self.bias_v.to(q.dtype)
-            y = relpos_attention(q, k, v, r.to(q.dtype), u, w, lengths, self.scale)
+            y = rows.each(partial(self._attended, positions), qkv)
         return direct(self.o_proj)(y.flatten(2)), weights if with_weights else None
+
+    def _by_head(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        return qkv.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
+
+    def _attended(self, positions: Tensor, qkv: Tensor, rows: Padded) -> Tensor:
+        """(B, T, heads, head_dim) of queries, keys and values (B, T, 3 * inner)."""
+        q, k, v = self._by_head(qkv)
+        r = self._projected(positions, rows.frames)
+        # Under autocast the projections are narrower than the parameters.
+        u, w = self.bias_u.to(q.dtype), self.bias_v.to(q.dtype)
+        return relpos_attention(q, k, v, r.to(q.dtype), u, w, rows.lengths, self.scale)
 
     def _projected(self, positions: Tensor, frames: int) -> Tensor:
         """(2 * frames - 1, heads, head_dim); without gradients the whole table is projected once and kept."""
@@ -177,20 +196,20 @@ class Convolution(DerivingModule):
         self.fused = self.activation is F.silu
         self._folded = Derived()
 
-    def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """x (B, T, hidden), lengths (B,), to (B, T, hidden)."""
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        """x (B, T, hidden), or as its rows lie, to the same."""
         x = pointwise(self.pointwise_conv1)(x)
-        if self.fused and not self.training:
-            weight, bias = self._filter()
-            x = conformer_conv(x, weight.to(x.dtype), bias.to(x.dtype), lengths)
-        else:
-            x = self._plain(x, lengths)
-        return pointwise(self.pointwise_conv2)(x)
+        middle = self._fused if self.fused and not self.training else self._plain
+        return pointwise(self.pointwise_conv2)(rows.each(middle, x))
 
-    def _plain(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+    def _fused(self, x: Tensor, rows: Padded) -> Tensor:
+        weight, bias = self._filter()
+        return conformer_conv(x, weight.to(x.dtype), bias.to(x.dtype), rows.lengths)
+
+    def _plain(self, x: Tensor, rows: Padded) -> Tensor:
         gated = F.glu(x, dim=-1)
-        if lengths is not None:
-            gated = clear_padding_(gated, lengths, dim=1)
+        if rows.lengths is not None:
+            gated = clear_padding_(gated, rows.lengths, dim=1)
         return self.activation(self.norm(self.depthwise_conv(gated.transpose(1, 2)))).transpose(1, 2)
 
     def _filter(self) -> tuple[Tensor, Tensor]:
@@ -226,13 +245,13 @@ class Block(nn.Module):
         self.norm_out = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, x: Tensor, positions: Tensor, lengths: Tensor | None, with_weights: bool
+        self, x: Tensor, positions: Tensor, rows: Rows, with_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """x (B, T, hidden) to (B, T, hidden), and the attention weights where asked for."""
+        """x (B, T, hidden), or as its rows lie, to the same, and the attention weights where asked for."""
         x, h = add_and_norm(self.norm_self_att, 0.5)(x, self.feed_forward1(self.norm_feed_forward1(x)))
-        attended, weights = self.self_attn(h, positions, lengths, with_weights)
+        attended, weights = self.self_attn(h, positions, rows, with_weights)
         x, h = add_and_norm(self.norm_conv)(x, attended)
-        x, h = add_and_norm(self.norm_feed_forward2)(x, self.conv(h, lengths))
+        x, h = add_and_norm(self.norm_feed_forward2)(x, self.conv(h, rows))
         _, x = add_and_norm(self.norm_out, 0.5)(x, self.feed_forward2(h))
         return x, weights
 
@@ -280,26 +299,24 @@ class ParakeetEncoder(DerivingModule):
             )
         with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         with_weights = config.output_attentions if output_attentions is None else output_attentions
-        x, valid = self.subsampling(input_features, None if attention_mask is None else attention_mask.sum(-1))
-        frames = x.shape[1]
-        lengths = valid
-        if valid is not None and readable(valid) and int(valid.min()) == frames:
-            lengths = None
-        positions = F.dropout(self._table(frames), config.dropout_positions, self.training)
-        x = F.dropout(x * self.input_scale if config.scale_input else x, config.dropout, self.training)
-        states, attentions = [], []
-        for layer in self._kept_layers():
-            if with_states:
-                states.append(x)
-            x, weights = layer(x, positions, lengths, with_weights)
-            attentions.append(weights)
+        lengths = None if attention_mask is None else attention_mask.sum(-1)
+        frames = self.subsampling.frames(input_features.shape[1])
+        valid = None if lengths is None else self.subsampling.frames(lengths)
+        record, device = Record(with_states, with_weights), input_features.device
+        counts = counts_of(valid, input_features, frames, config.hidden_size, record, self.training)
+        if counts is None:
+            lengths = None if lengths is None else lengths.to(device)
+            last = self._run(self._entering(input_features, lengths), side_by_side(valid, frames, device), record)
+        else:
+            stem = partial(self._cut, input_features, lengths)
+            last = packed(stem, partial(self._run, record=record), counts, frames, device)
         mask = None
         if valid is not None and output_attention_mask:
-            mask = (torch.arange(frames, device=x.device) < valid[:, None]).int()
+            mask = frame_mask(valid.to(device), frames).int()
         output = BaseModelOutput(
-            last_hidden_state=x,
-            hidden_states=(*states, x) if with_states else None,
-            attentions=tuple(attentions) if with_weights else None,
+            last_hidden_state=last,
+            hidden_states=(*record.hidden_states, last) if with_states else None,
+            attentions=tuple(record.attentions) if with_weights else None,
             attention_mask=mask,
         )
         return_dict = config.return_dict if return_dict is None else return_dict
@@ -309,21 +326,38 @@ class ParakeetEncoder(DerivingModule):
         """As `Recordable.heard`."""
         if audio.dim() != 3 or audio.shape[2] != self.config.num_mel_bins:
             return None
-        frames = audio.shape[1]
-        lengths = torch.full(audio.shape[:1], frames, device=audio.device) if mask is None else mask.sum(-1)
-        valid = lengths
-        for layer in self.subsampling.layers:
-            if isinstance(layer, nn.Conv2d):
-                frames, valid = output_length(frames, layer), output_length(valid, layer)
-        return Heard(lengths, valid, frames)
+        lengths = torch.full(audio.shape[:1], audio.shape[1]) if mask is None else mask.sum(-1)
+        frames = self.subsampling.frames
+        return Heard(lengths, frames(lengths), frames(audio.shape[1]))
 
     def padded(self, audio: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
         """As `Recordable.padded`."""
-        x, _ = self.subsampling(audio, lengths)
-        x = x * self.input_scale if self.config.scale_input else x
-        positions = self._table(x.shape[1])
-        for layer in self.layers:
-            x, _ = layer(x, positions, valid, False)
+        x = self._entering(audio, lengths)
+        return self._run(x, Padded(valid, x.shape[1]), Record())
+
+    def _entering(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        """What enters the layers, (B, T, hidden), for features (B, T0, mel) with lengths (B,)."""
+        x = self.subsampling(features, lengths)
+        return F.dropout(x * self.input_scale if self.config.scale_input else x, self.config.dropout, self.training)
+
+    def _cut(self, features: Tensor, lengths: Tensor | None, rows: slice) -> Tensor:
+        """As `_entering`, for some of the rows, without the padding that they share; with lengths on the host."""
+        features = features[rows]
+        if lengths is not None:
+            lengths = lengths[rows]
+            features = features[:, : max(1, int(lengths.max()))]
+            lengths = None if int(lengths.min()) == features.shape[1] else lengths.to(features.device)
+        return self._entering(features, lengths)
+
+    def _run(self, x: Tensor, rows: Rows, record: Record) -> Tensor:
+        """What leaves the layers; states of layers and attention weights go to the record."""
+        positions = F.dropout(self._table(rows.frames), self.config.dropout_positions, self.training)
+        for layer in self._kept_layers():
+            if record.with_states:
+                record.hidden_states.append(x)
+            x, weights = layer(x, positions, rows, record.with_weights)
+            if weights is not None:
+                record.attentions.append(weights)
         return x
 
     def _kept_layers(self) -> Iterable[nn.Module]:

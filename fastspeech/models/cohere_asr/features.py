@@ -154,7 +154,7 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
         if truncation and max_length is not None:
             rows = [row[:max_length] for row in rows]
         waveform = self._padded(rows, padding, max_length, pad_to_multiple_of).to(device or "cpu")
-        features, mask = self._features(waveform, torch.tensor([len(row) for row in rows]))
+        features, mask = self._features(waveform, [len(row) for row in rows])
         if padding_value:
             features = features.masked_fill(~mask[..., None], padding_value)
         return BatchFeature(
@@ -222,24 +222,22 @@ class CohereAsrFeatureExtractor(FeatureExtractor):
                 target.copy_(row)
         return waveform
 
-    def _features(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (rows, frames, feature_size) and mask (rows, frames) of rows (rows, samples) of these lengths."""
+    def _features(self, waveform: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Features (rows, frames, feature_size) and mask (rows, frames) of rows (rows, samples) of these sizes."""
         device = waveform.device
-        full = int(lengths.min()) == waveform.shape[1]
-        lengths = lengths.to(device)
         if device not in self._constants:
             window = torch.hann_window(self.win_length, periodic=False)
             self._constants[device] = window.to(device), self._bank.to(device)
         energies = log_mel(
             waveform,
-            None if full else lengths,
+            None if min(sizes) == waveform.shape[1] else torch.tensor(sizes, device=device),
             *self._constants[device],
             self.n_fft,
             self.hop_length,
             self.preemphasis or 0.0,
             log_offset=LOG_GUARD,
         )
-        valid = lengths // self.hop_length
+        valid = torch.tensor([size // self.hop_length for size in sizes], device=device)
         mask = torch.arange(energies.shape[1], device=device) < valid[:, None]
         return cmvn(energies, valid, 1, EPSILON, 0.0), mask
 

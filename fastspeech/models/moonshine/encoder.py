@@ -12,10 +12,10 @@ from fastspeech.kernels import rope_attention
 from fastspeech.kernels.onednn import through_onednn
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import Projections, attention
-from fastspeech.layers.clips import by_clip, one_by_one
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import direct
-from fastspeech.layers.padding import readable
+from fastspeech.layers.packing import Padded, Rows, counts_of, packed, side_by_side
+from fastspeech.layers.padding import frame_mask
 from fastspeech.layers.recorded_encoder import Heard, RecordedEncoder
 from fastspeech.layers.relaid import Product, Relaid, blocked
 from fastspeech.layers.residual import add_and_norm
@@ -65,32 +65,42 @@ class Layer(nn.Module):
         h: Tensor,
         next_norm: nn.LayerNorm,
         inv_freq: Tensor,
-        lengths: Tensor | None,
+        rows: Rows,
         with_weights: bool,
         product: Product | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x (B, T, hidden) and its norm h to the same after the layer; with the attention weights where asked for.
-        Linear maps are made by `product` where it is given."""
-        y, weights = self._attention(h, inv_freq, lengths, with_weights, product)
+        """x (B, T, hidden), or as its rows lie, and its norm h to the same after the layer; with the attention weights
+        where asked for. Linear maps are made by `product` where it is given."""
+        qkv = self.self_attn.qkv(product)(h)
+        weights = None
+        if with_weights or (self.training and self.dropout > 0):
+            y, weights = self._weighed(inv_freq, qkv, cast(Padded, rows), with_weights)
+        else:
+            y = rows.each(partial(self._attended, inv_freq), qkv)
         single = product or direct
         x, h = add_and_norm(self.post_attention_layernorm)(x, single(self.self_attn.o_proj)(y.flatten(2)))
         x, h = add_and_norm(next_norm)(x, self.mlp(h, single))
         return x, h, weights
 
-    def _attention(
-        self, h: Tensor, inv_freq: Tensor, lengths: Tensor | None, with_weights: bool, product: Product | None
+    def _by_head(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        by_head = qkv.unflatten(-1, (-1, self.head_dim))
+        return by_head.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+
+    def _attended(self, inv_freq: Tensor, qkv: Tensor, rows: Padded) -> Tensor:
+        """(B, T, heads, head_dim) of queries, keys and values (B, T, ...)."""
+        q, k, v = self._by_head(qkv)
+        return rope_attention(q, k, v, inv_freq, lengths=rows.lengths)
+
+    def _weighed(
+        self, inv_freq: Tensor, qkv: Tensor, rows: Padded, with_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        by_head = self.self_attn.qkv(product)(h).unflatten(-1, (-1, self.head_dim))
-        q, k, v = by_head.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        """The same, (B, T, inner), with dropout in training; and the attention weights where asked for."""
+        q, k, v = self._by_head(qkv)
+        turn = rotation(inv_freq, torch.arange(rows.frames, device=q.device)[None])
+        mask = rows.mask()
+        q, k, v = (side.transpose(1, 2) for side in (turn(q), turn(k), v))
         dropout = self.dropout if self.training else 0.0
-        if not with_weights and not dropout:
-            return rope_attention(q, k, v, inv_freq, lengths=lengths), None
-        positions = torch.arange(h.shape[1], device=h.device)[None]
-        turn = rotation(inv_freq, positions)
-        q, k = turn(q), turn(k)
-        mask = None if lengths is None else (positions < lengths[:, None])[:, None, None]
-        q, k, v = (side.transpose(1, 2) for side in (q, k, v))
-        return attention(q, k, v, mask, False, dropout, with_weights)
+        return attention(q, k, v, None if mask is None else mask[:, None, None], False, dropout, with_weights)
 
 
 class MoonshineEncoder(DerivingModule):
@@ -152,18 +162,16 @@ class MoonshineEncoder(DerivingModule):
             valid = frames_of(samples).clamp(min=0)
         elif attention_mask is not None:
             valid = attention_mask[:, ::HOP][:, :frames].sum(-1)
-        lengths = valid
-        if valid is not None and readable(valid) and int(valid.min()) == frames:
-            lengths = None
 
-        record = Record(with_states, with_weights)
-        if one_by_one(input_values, record, self.training):
-            rows = input_values.split(1)
-            of_row = [None] * len(rows) if samples is None else samples.split(1)
-            last = by_clip(map(self.stem, rows, of_row), lengths, frames, lambda x: self._run(x, None, record))
+        record, device = Record(with_states, with_weights), input_values.device
+        counts = counts_of(valid, input_values, frames, config.hidden_size, record, self.training)
+        if counts is None:
+            samples = None if samples is None else samples.to(device)
+            last = self._run(self.stem(input_values, samples), side_by_side(valid, frames, device), record)
         else:
-            last = self._run(self.stem(input_values, samples), lengths, record)
-        mask = None if valid is None else (torch.arange(frames, device=last.device) < valid[:, None]).int()
+            stem = partial(self._cut, input_values, samples, counts)
+            last = packed(stem, partial(self._run, record=record), counts, frames, device)
+        mask = None if valid is None else frame_mask(valid.to(device), frames).int()
         output = BaseModelOutput(
             last_hidden_state=last,
             hidden_states=(*record.hidden_states, last) if with_states else None,
@@ -178,7 +186,7 @@ class MoonshineEncoder(DerivingModule):
         if audio.dim() != 2 or audio.shape[1] < MINIMUM_SAMPLES:
             return None
         frames = frames_of(audio.shape[1])
-        samples = torch.full(audio.shape[:1], audio.shape[1], device=audio.device)
+        samples = torch.full(audio.shape[:1], audio.shape[1], device=None if mask is None else mask.device)
         if mask is None:
             return Heard(samples, torch.full_like(samples, frames), frames)
         if self.config.exact_batching if exact is None else exact:
@@ -188,10 +196,21 @@ class MoonshineEncoder(DerivingModule):
 
     def padded(self, audio: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
         """As `Recordable.padded`."""
-        return self._run(self.stem(audio, lengths), valid, Record(False, False))
+        x = self.stem(audio, lengths)
+        return self._run(x, Padded(valid, x.shape[1]), Record())
 
-    def _run(self, x: Tensor, lengths: Tensor | None, record: Record) -> Tensor:
-        """What leaves the layers for x (B, T, hidden); states of layers and attention weights go to the record."""
+    def _cut(self, waveform: Tensor, samples: Tensor | None, counts: list[int], rows: slice) -> Tensor:
+        """As `stem`, for some of the rows, without the frames and samples that are padding in all; with samples on the
+        host."""
+        waveform, frames = waveform[rows], max(1, *counts[rows])
+        if samples is not None:
+            samples = samples[rows]
+            waveform = waveform[:, : max(MINIMUM_SAMPLES, int(samples.max()))]
+            samples = None if int(samples.min()) == waveform.shape[1] else samples.to(waveform.device)
+        return self.stem(waveform, samples, frames)
+
+    def _run(self, x: Tensor, rows: Rows, record: Record) -> Tensor:
+        """What leaves the layers; states of layers and attention weights go to the record."""
         layers = cast(list[Layer], list(self.layers))
         following = [*(layer.input_layernorm for layer in layers[1:]), self.layer_norm]
         h = layers[0].input_layernorm(x)
@@ -202,7 +221,7 @@ class MoonshineEncoder(DerivingModule):
         for layer, norm in zip(layers, following, strict=True):
             if record.with_states:
                 record.hidden_states.append(x)
-            x, h, weights = layer(x, h, norm, inv_freq, lengths, record.with_weights, product)
+            x, h, weights = layer(x, h, norm, inv_freq, rows, record.with_weights, product)
             if weights is not None:
                 record.attentions.append(weights)
         return h
@@ -212,8 +231,9 @@ class MoonshineEncoder(DerivingModule):
         weight, head_dim = self.layer_norm.weight, self.config.hidden_size // self.config.encoder_num_attention_heads
         return self._inv_freq.get((weight,), lambda: inverse_frequencies(self.config, head_dim, weight.device))
 
-    def stem(self, waveform: Tensor, samples: Tensor | None) -> Tensor:
-        """(B, T, hidden) of waveform (B, N); the normalisation is over all columns, or over those of (B,) `samples`.
+    def stem(self, waveform: Tensor, samples: Tensor | None, frames: int | None = None) -> Tensor:
+        """(B, T, hidden) of waveform (B, N), or so many frames of it; the normalisation is over all columns, or over
+        those of (B,) `samples`.
 
         No convolution pads, so the normalisation folds into the second one exactly: with r = 1 / std, w' = w * gain,
         conv(r * (y - mean) * gain + shift) = r * (conv'(y) - mean * sum w') + sum w * shift.
@@ -222,7 +242,7 @@ class MoonshineEncoder(DerivingModule):
             y = self.conv1(waveform[:, None]).tanh()
             mean, scale = self._statistics(y.transpose(1, 2), samples)
             y = (y - mean) * scale * self.groupnorm.weight[:, None] + self.groupnorm.bias[:, None]
-            return F.gelu(self.conv3(F.gelu(self.conv2(y)))).transpose(1, 2)
+            return F.gelu(self.conv3(F.gelu(self.conv2(y)))).transpose(1, 2)[:, :frames]
         first, second, gains, shifts, third = self._matrices()
         maps = (first, None), (second, None), (third, cast(Tensor, self.conv3.bias))
         conv1, conv2, conv3 = (partial(F.linear, weight=weight, bias=bias) for weight, bias in maps)
@@ -231,6 +251,8 @@ class MoonshineEncoder(DerivingModule):
             conv1, conv2, conv3 = self._laid_out.get(sources, lambda: [blocked(*each) for each in maps])
         y = conv1(waveform.unfold(1, 127, 64)).tanh_()
         mean, scale = self._statistics(y, samples)
+        if frames is not None:
+            y = y[:, : 6 * frames + 7]
         y = torch.addcmul(shifts - scale * mean * gains, conv2(_windows(y, 7, 3)), scale)
         return F.gelu(conv3(_windows(F.gelu(y), 3, 2)))
 

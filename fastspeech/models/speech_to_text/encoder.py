@@ -1,6 +1,7 @@
 """Speech2Text's encoder: gated convolutions and a Transformer, with the parameter names of transformers."""
 
 import math
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 from fastspeech.generation.interface import Record
 from fastspeech.layers.activations import activation
 from fastspeech.layers.attention import attention
-from fastspeech.layers.clips import by_clip, one_by_one
 from fastspeech.layers.derived import DerivingModule
 from fastspeech.layers.linear import direct
-from fastspeech.layers.padding import clear_padding_, readable
+from fastspeech.layers.packing import Padded, Rows, counts_of, packed, side_by_side
+from fastspeech.layers.padding import clear_padding_, frame_mask
 from fastspeech.layers.recorded_encoder import Heard, RecordedEncoder
 from fastspeech.layers.residual import add_and_norm
 from fastspeech.models.speech_to_text.blocks import Projections, SinusoidalPositions, dropped, feed_forward
@@ -36,6 +37,18 @@ class Subsampler(nn.Module):
             leaving = 2 * config.d_model if last else config.conv_channels
             self.conv_layers.append(nn.Conv1d(entering, leaving, kernel, 2, kernel // 2))
             entering = leaving // 2
+
+    def frames(self, heard: int) -> int:
+        """Frames that leave the convolutions where so many enter."""
+        for conv in self.conv_layers:
+            heard = output_length(heard, cast(nn.Conv1d, conv))
+        return heard
+
+    def heard(self, frames: int) -> int:
+        """Features that the first so many of the frames which leave hear."""
+        for conv in reversed(cast(list[nn.Conv1d], list(self.conv_layers))):
+            frames = 2 * (frames - 1) + conv.kernel_size[0] - int(conv.padding[0])
+        return frames
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, T0, features) to (B, T, d_model), as if each row ended at its length (B,)."""
@@ -72,16 +85,19 @@ class Layer(nn.Module):
         x: Tensor,
         h: Tensor,
         next_norm: nn.LayerNorm,
-        mask: Tensor | None,
+        rows: Rows,
         head_mask: Tensor | None,
         with_weights: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x (B, T, d_model) and its norm h to the same after the layer; with the attention weights where asked for."""
+        """x (B, T, d_model), or as its rows lie, and its norm h to the same after the layer; with the attention weights
+        where asked for."""
         config, training = self.config, self.training
-        by_head = self.self_attn.qkv()(h).unflatten(-1, (3, -1, self.head_dim))
-        q, k, v = by_head.permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = config.attention_dropout if training else 0.0
-        y, weights = attention(q, k, v, mask, False, dropout, with_weights, head_mask)
+        qkv = self.self_attn.qkv()(h)
+        weights = None
+        if with_weights:
+            y, weights = self._attended(head_mask, True, qkv, cast(Padded, rows))
+        else:
+            y = rows.each(lambda qkv, rows: self._attended(head_mask, False, qkv, rows)[0], qkv)
         out = dropped(direct(self.self_attn.out_proj), config.dropout, training)
         x, h = add_and_norm(self.final_layer_norm)(x, out(y))
         inner = feed_forward(self.fc1, self.fc2, self.activation, config.activation_dropout, training)
@@ -90,6 +106,16 @@ class Layer(nn.Module):
             x = (x + delta).clamp(-_HALF_LIMIT, _HALF_LIMIT)
             return x, next_norm(x), weights
         return *add_and_norm(next_norm)(x, delta), weights
+
+    def _attended(
+        self, head_mask: Tensor | None, with_weights: bool, qkv: Tensor, rows: Padded
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, d_model) of queries, keys and values (B, T, 3 * d_model), and the weights where asked for."""
+        q, k, v = qkv.unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        mask = rows.mask()
+        mask = None if mask is None else mask[:, None, None]
+        return attention(q, k, v, mask, False, dropout, with_weights, head_mask)
 
 
 class Speech2TextEncoder(DerivingModule):
@@ -141,25 +167,21 @@ class Speech2TextEncoder(DerivingModule):
         with_weights = config.output_attentions if output_attentions is None else output_attentions
         factors = head_factors(head_mask, config.encoder_layers, config.encoder_attention_heads, "head_mask")
 
-        x = self.conv(input_features)
-        valid = None if attention_mask is None else self.valid_frames(attention_mask, x.shape[1])
-        mask = None if valid is None else valid[:, None, None]
-        if mask is not None and readable(mask) and bool(mask.all()):
-            mask = None
-        positions = self.embed_positions(None if mask is None else valid, x.shape[1], 0, x)
-        x = F.dropout(torch.add(positions, x, alpha=self.scale), config.dropout, self.training)
-
-        record = Record(with_states, with_weights)
-        if one_by_one(x, record, self.training):
-            lengths = None if mask is None else cast(Tensor, valid).sum(-1)
-            last = by_clip(x.split(1), lengths, x.shape[1], lambda clip: self._run(clip, None, factors, record))
+        frames = self.conv.frames(input_features.shape[1])
+        valid = None if attention_mask is None else self.lengths(attention_mask, frames)
+        record, device = Record(with_states, with_weights), input_features.device
+        counts = counts_of(valid, input_features, frames, config.d_model, record, self.training)
+        if counts is None:
+            rows = side_by_side(valid, frames, device)
+            last = self._run(self._entering(input_features, rows.mask()), rows, factors, record)
         else:
-            last = self._run(x, mask, factors, record)
+            stem = partial(self._cut, input_features, counts)
+            last = packed(stem, partial(self._run, factors=factors, record=record), counts, frames, device)
         output = BaseModelOutput(
             last_hidden_state=last,
             hidden_states=(*record.hidden_states, last) if with_states else None,
             attentions=tuple(record.attentions) if with_weights else None,
-            attention_mask=None if valid is None else valid.int(),
+            attention_mask=None if valid is None else frame_mask(valid.to(device), frames).int(),
         )
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
@@ -169,44 +191,50 @@ class Speech2TextEncoder(DerivingModule):
         width = self.config.input_feat_per_channel * self.config.input_channels
         if audio.dim() != 3 or audio.shape[2] != width or head_mask is not None:
             return None
-        frames = audio.shape[1]
-        lengths = torch.full(audio.shape[:1], frames, device=audio.device)
-        for conv in self.conv.conv_layers:
-            frames = output_length(frames, cast(nn.Conv1d, conv))
-        if mask is None:
-            return Heard(lengths, torch.full_like(lengths, frames), frames)
-        return Heard(lengths, self.valid_frames(mask, frames).sum(-1), frames)
+        lengths = torch.full(audio.shape[:1], audio.shape[1], device=None if mask is None else mask.device)
+        frames = self.conv.frames(audio.shape[1])
+        return Heard(lengths, torch.full_like(lengths, frames) if mask is None else self.lengths(mask, frames), frames)
 
     def padded(self, audio: Tensor, lengths: Tensor, valid: Tensor) -> Tensor:
         """As `Recordable.padded`."""
-        x = self.conv(audio, lengths)
-        there = torch.arange(x.shape[1], device=x.device) < valid[:, None]
-        x = torch.add(self.embed_positions(there, x.shape[1], 0, x), x, alpha=self.scale)
-        return self._run(x, there[:, None, None], [None] * len(self.layers), Record(False, False))
+        rows = Padded(valid, self.conv.frames(audio.shape[1]))
+        x = self._entering(audio, rows.mask(), lengths)
+        return self._run(x, rows, [None] * len(self.layers), Record())
 
-    def _run(self, x: Tensor, mask: Tensor | None, factors: list[Tensor | None], record: Record) -> Tensor:
-        """What leaves the layers for x (B, T, d_model); states of layers and attention weights go to the record."""
+    def _entering(self, features: Tensor, valid: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+        """What enters the layers, (B, T, d_model), (B, T) of it `valid`, for features (B, T0, features), as if each row
+        of them ended at its length (B,)."""
+        x = self.conv(features, lengths)
+        positions = self.embed_positions(valid, x.shape[1], 0, x)
+        return F.dropout(torch.add(positions, x, alpha=self.scale), self.config.dropout, self.training)
+
+    def _cut(self, features: Tensor, counts: list[int], rows: slice) -> Tensor:
+        """As `_entering`, for some of the rows, without what no valid frame of theirs hears."""
+        return self._entering(features[rows, : self.conv.heard(max(counts[rows]))], None)
+
+    def _run(self, x: Tensor, rows: Rows, factors: list[Tensor | None], record: Record) -> Tensor:
+        """What leaves the layers; states of layers and attention weights go to the record."""
         kept = self._kept_layers()
         norms = [*(layer.self_attn_layer_norm for _, layer in kept), self.layer_norm]
         h = norms[0](x)
         for (index, layer), norm in zip(kept, norms[1:], strict=True):
             if record.with_states:
                 record.hidden_states.append(x)
-            x, h, weights = layer(x, h, norm, mask, factors[index], record.with_weights)
+            x, h, weights = layer(x, h, norm, rows, factors[index], record.with_weights)
             if weights is not None:
                 record.attentions.append(weights)
         return h
 
     def valid_frames(self, attention_mask: Tensor, frames: int) -> Tensor:
-        """(B, frames) bool: the encoder frames of a clip, by the mask (B, T0) of its features.
+        """(B, frames) bool: the encoder frames of a clip, by the mask (B, T0) of its features."""
+        return frame_mask(self.lengths(attention_mask, frames), frames)
 
-        As in transformers, a clip without any counts as full.
-        """
+    def lengths(self, attention_mask: Tensor, frames: int) -> Tensor:
+        """(B,) int64, how many these are. As in transformers, a clip without any counts as full."""
         lengths = attention_mask.sum(-1)
         for _ in range(self.config.num_conv_layers):
             lengths = (lengths - 1) // 2 + 1
-        lengths = lengths.masked_fill(lengths == 0, frames)
-        return torch.arange(frames, device=lengths.device) < lengths[:, None]
+        return lengths.masked_fill(lengths == 0, frames)
 
     def _kept_layers(self) -> list[tuple[int, Layer]]:
         """All layers; in training each is left out with probability `encoder_layerdrop` (Fan et al. 2020)."""

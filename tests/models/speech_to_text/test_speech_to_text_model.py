@@ -9,6 +9,7 @@ import transformers
 from s2t_pair import ODD, audio, pair, settings, tokens, worst
 
 from fastspeech import Speech2TextConfig, Speech2TextForConditionalGeneration, Speech2TextModel
+from fastspeech.layers.packing import Padded
 from fastspeech.models.speech_to_text.encoder import Speech2TextEncoder
 from fastspeech.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
@@ -243,7 +244,7 @@ def test_float16_states_are_clamped() -> None:
     assert states[0].isfinite().all()
     layer, norm = half.layers[0], half.layer_norm
     x = half.layers[0].self_attn_layer_norm(states.hidden_states[0])
-    after = layer(states.hidden_states[0], x, norm, None, None, False)[0]
+    after = layer(states.hidden_states[0], x, norm, Padded(None, x.shape[1]), None, False)[0]
     assert after.max() == 64512.0  # 65504 - 1000 as float16
 
 
