@@ -24,7 +24,7 @@ def served_on_cpu(name: str) -> str:
 
 @pytest.fixture
 def spec() -> OpSpec:
-    return load_spec("conformer_conv")
+    return load_spec("embed_sum")
 
 
 def test_every_op_on_every_device() -> None:
@@ -41,7 +41,7 @@ def test_every_op_on_every_device() -> None:
             assert set(row["others"]) == (kernels | {"reference"}) - {row["served_by"]}
             assert row["others"].get("triton", ON_CPU) == ON_CPU
             if "cuda" in row["others"]:
-                assert row["others"]["cuda"] == extension.refusal("cpu")
+                assert row["others"]["cuda"] == (extension.refusal("cpu") or "could, but is not asked")
 
 
 def test_a_named_backend_that_cannot_serve(spec: OpSpec) -> None:

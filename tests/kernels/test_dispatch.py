@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from fastspeech.kernels import BackendError, backend, conformer_conv, dispatch, use_backend
+from fastspeech.kernels import BackendError, backend, conformer_conv, dispatch, embed_sum, use_backend
 from fastspeech.kernels.dispatch import Implementation, device_refusal
 from fastspeech.kernels.op import OPS
 
@@ -54,8 +54,8 @@ def test_a_named_backend_serves_or_says_why_not(monkeypatch):
     monkeypatch.setattr(kernel_seeds, "launch", lambda x, *rest: torch.full_like(x, 7))
     with use_backend("cuda"):
         assert (smooth() == 7).all()
-        with pytest.raises(BackendError, match="conformer_conv has no cuda implementation"):
-            conformer_conv(torch.zeros(1, 4, 4), torch.zeros(2, 3), torch.zeros(2))
+        with pytest.raises(BackendError, match="embed_sum has no cuda implementation"):
+            embed_sum(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(2, 3), torch.zeros(1, dtype=torch.int64), 0)
     with use_backend("triton"):
         with pytest.raises(BackendError, match="seeded_smooth has no triton implementation"):
             smooth()
