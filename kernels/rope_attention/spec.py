@@ -107,8 +107,9 @@ SPEC = OpSpec(
         _case("fewer queries", "odd", 2, 29, 3, 12, queries=5, pairs=5, causal=True, lengths=(29, 27)),
         _case("windowed rows", "odd", 3, 33, 2, 20, queries=9, pairs=7, causal=True, window=3, lengths=(33, 30, 26)),
         _case("more queries", "odd", 1, 5, 2, 12, queries=41, pairs=6, causal=True, interleaved=False),
-        # Wide enough for tiles of keys that no edge of it crosses.
-        _case("a wide window", "odd", 1, 201, 1, 16, pairs=3, causal=True, window=150),
+        # Wide enough for tiles of keys that no edge of it crosses; and the last query that sees a tile of keys is, in
+        # float32, the first of a tile of queries.
+        _case("a wide window", "odd", 1, 201, 1, 16, pairs=3, causal=True, window=146),
         _case("late positions", "odd", 2, 19, 1, 14, pairs=7, positions=True, first=30000),
         # The largest product is the smallest score, by more than float32 can hold the exponential of.
         _case("a negative scale", "edge", 1, 70, 1, 16, scale=-40.0),

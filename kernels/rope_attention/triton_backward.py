@@ -16,7 +16,11 @@ turned back behind: a small kernel reads each pair and its position again. The g
 there: that of an angle is the cross product of x and dx, to be multiplied by the position.
 
 Three products a score in the pass over the queries and four in that over the keys are 14 head_dim operations, where the
-forward has 4.
+forward has 4. By arithmetic, and not by measurement, 32 rows of 30 s with 8 heads of 36 in bfloat16 are 270 GFLOP (held
+in 48 components), 0.33 ms at 800 TFLOP/s; what comes between the products, some 16 instructions a score, takes 0.22 ms
+of an H200's other units, and the 0.5 GB that are moved 0.12 ms.
+
+Registers suffice for the heads of the four models; in float32 heads of more than 64 spill a few.
 """
 
 from __future__ import annotations
@@ -422,7 +426,10 @@ def launch(
     (dout,), (out,) = grads, outputs
     assert dout is not None
     if not out.numel() or not keys:
-        return [t.new_zeros(t.shape) for t, need in zip((q, k, v, inv_freq), needs, strict=False) if need]
+        pairs = zip((q, k, v, inv_freq), needs, strict=False)
+        return [
+            torch.zeros_like(t, memory_format=torch.contiguous_format) for t, need in pairs if need and t is not None
+        ]
     dout, out = dout.contiguous(), out.contiguous()
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     lengths = None if lengths is None else lengths.contiguous()
@@ -469,15 +476,13 @@ def launch(
                 N=n_keys,
                 **constants,
             )
-        slopes = []
+        slope = None
         if frequency is not None:
-            dq, q_slope = _turned_back(dq, q, frequency, q_positions, None, interleaved, needs[3])
-            slopes.append(q_slope)
+            dq, slope = _turned_back(dq, q, frequency, q_positions, None, interleaved, needs[3])
             if needs[1] or needs[3]:
-                dk, k_slope = _turned_back(dk, k, frequency, k_positions, lengths, interleaved, needs[3])
-                slopes.append(k_slope)
+                dk, more = _turned_back(dk, k, frequency, k_positions, lengths, interleaved, needs[3])
+                slope = None if slope is None or more is None else slope + more
     found = [grad for grad, need in zip((dq, dk, dv), needs, strict=False) if need]
-    if needs[3]:
-        assert inv_freq is not None
-        found.append(sum(slopes).to(inv_freq.dtype) if slopes else inv_freq.new_empty(0))
+    if inv_freq is not None and needs[3]:
+        found.append(torch.zeros_like(inv_freq) if slope is None else slope.to(inv_freq.dtype))
     return found
