@@ -1,6 +1,7 @@
 """The engine's greedy texts on the device alone, on the CPU: as elsewhere, with searches, cancellations and faults."""
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ import torch
 from test_engine import TINY, alone, clip, ears, engine, options_at_random
 
 from fastspeech.generation.pages import PagedCache, PagePool
-from fastspeech.generation.seats import Seats
-from fastspeech.layers import paged
+from fastspeech.generation.seats import Look, Seats
+from fastspeech.layers import paged, searcher
 from fastspeech.layers.writer import Writer
 from fastspeech.pipelines import AutomaticSpeechRecognitionPipeline
 from tests.generation.tape import WAYS, as_on_a_device, as_on_a_gpu
@@ -194,6 +195,37 @@ def test_an_error_of_a_prompt_is_of_its_texts_and_of_a_step_of_all(monkeypatch: 
             e.submit(clip(1.0, 0), max_new_tokens=20).result(60)
         failing["step"] = False
         assert e.submit(clip(1.0, 2), max_new_tokens=20).result(60).text == expected[2]
+
+
+def test_searches_wait_for_the_device_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that they want to know is on its way before the first of it is waited for."""
+    options: list[dict[str, Any]] = [{"num_beams": 3}, {"do_sample": True, "seed": 5}, {"no_repeat_ngram_size": 2}]
+    options = [{"max_new_tokens": 12, "eos_token_id": [500], **each} for each in options]
+    expected = [alone("moonshine", clip(1.0, n), **each).text for n, each in enumerate(options)]
+    as_on_a_gpu(monkeypatch)
+    log: list[str] = []
+
+    class Told(Look):
+        def __init__(self, told: torch.Tensor) -> None:
+            super().__init__(told)
+            log.append("c")
+
+        def known(self) -> torch.Tensor:
+            log.append("w")
+            return super().known()
+
+    monkeypatch.setattr(searcher, "Look", Told)
+    all_wait = threading.Event()
+    with engine("moonshine", max_rows=8) as e:
+        encode = e.model.encode
+        monkeypatch.setattr(e.model, "encode", lambda *given: all_wait.wait(60) and encode(*given))
+        handles = [e.submit(clip(1.0, n), **each) for n, each in enumerate(options)]
+        with e._lock:
+            assert e._lock.wait_for(lambda: e._feeder.loaded >= 3.0, 60)
+        all_wait.set()
+        assert [handle.result(60).text for handle in handles] == expected
+    # At its last token a beam search has nothing to ask.
+    assert re.fullmatch("(c{3}w{3}){5,}ccww", "".join(log))
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ from fastspeech.outputs import GenerateBeamEncoderDecoderOutput
 
 from .cache import DecoderCache
 from .interface import Ask, Record, Search
-from .pages import PagedCache
+from .pages import Paged, PagedCache
 from .plan import Plan, recorded
 from .stopping import any_met, close_gaps, leaving_pays
 
@@ -17,7 +17,7 @@ _NEVER = -1.0e9
 def beam_search(cache: DecoderCache | PagedCache, prompt: torch.Tensor, plan: Plan) -> Search:
     """Follow the num_beams likeliest sequences of each utterance, and return the best that ended.
 
-    The host waits for the device once a step, where it reads which utterances are done.
+    The host waits for the device once a step, where it reads which rows go on and which utterances are done.
 
     transformers 5 pads ended sequences with the end token where pad_token_id is 0; here they are padded with 0.
 
@@ -49,12 +49,18 @@ def beam_search(cache: DecoderCache | PagedCache, prompt: torch.Tensor, plan: Pl
         if scores is not None:
             scores.append(step)
         rows = beams.extend(step, scores)
-        done = beams.done()
+        if beams.length == plan.max_length:
+            break
+        known = yield torch.cat((rows, beams.done()))
+        done = known[len(rows) :]
         if all(done):
             break
-        cache.reorder(rows)
+        if isinstance(cache, Paged):
+            cache.follow(known[: len(rows)])
+        else:
+            cache.reorder(rows)
         if plan.rows_may_leave and not plan.do_sample and any(done):
-            ended = done.count(True)
+            ended = sum(done)
             if leaving_pays(ended, len(done) - ended):
                 inputs = close_gaps([not d for d in done])
                 cache.keep(inputs)
@@ -155,14 +161,12 @@ class _Beams:
         self._close()
         return picked[0, 0]
 
-    def done(self) -> list[bool]:
-        """Which utterances' ended sequences are final."""
-        if self.length == self.plan.max_length:
-            return [True] * len(self._scores)
+    def done(self) -> torch.Tensor:
+        """(B,) int64, 1 where an utterance's ended sequences are final before all have their longest."""
         done = ~self._open | self._stuck
         if self.plan.early_stopping is True:
             done |= self._full()
-        return done.squeeze(1).tolist()
+        return done.squeeze(1).long()
 
     def keep(self, inputs: list[int]) -> None:
         """Go on with these utterances only, in this order."""

@@ -43,9 +43,10 @@ class Ask(NamedTuple):
     record: Record | None
 
 
-Search = Generator[Ask, torch.Tensor, Any]
+Search = Generator[Ask | torch.Tensor, Any, Any]
 """A search for what was said: it yields what it asks to be read, is sent the logits (rows, vocabulary) after the last
-token of that, which it may overwrite, and returns what it found."""
+token of that, which it may overwrite, and returns what it found. In between it yields tensors whose numbers it is to
+know, and is sent these as `tolist` gives them: who runs several searches reads them from the device at once."""
 
 
 class StepModel(Protocol):
@@ -88,9 +89,12 @@ class StepModel(Protocol):
 def run(search: Search, model: StepModel, cache: DecoderCache) -> Any:
     """What a search finds, with a model and a cache of its own."""
     try:
-        ask = next(search)
+        asked = next(search)
         while True:
-            ask = search.send(model.decode(ask.input_ids, cache, ask.record))
+            if isinstance(asked, Ask):
+                asked = search.send(model.decode(asked.input_ids, cache, asked.record))
+            else:
+                asked = search.send(asked.tolist())
     except StopIteration as end:
         return end.value
 

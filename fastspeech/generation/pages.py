@@ -139,11 +139,19 @@ class PagePool:
         page_fork(self.keys.flatten(0, 1), self.values.flatten(0, 1), *places)
 
 
-class PagedCache:
+class Paged:
+    """A cache on pages, whose tables the host holds. It stands where the searches have a `DecoderCache`."""
+
+    def follow(self, sources: Sequence[int]) -> None:
+        """Let row i continue row sources[i], each within its own utterance."""
+        raise NotImplementedError
+
+
+class PagedCache(Paged):
     """The cache of one request: what its rows have read, and the frames of its utterance, on a pool's pages.
 
-    It stands where the searches have a `DecoderCache`. Rows share the pages of what they have in common: `reorder`
-    moves references, and `prepare` copies a page only where a row is about to write to one that others refer to.
+    Rows share the pages of what they have in common: `follow` moves references, and `prepare` copies a page only where
+    a row is about to write to one that others refer to.
 
     Args:
         pool: where the pages are.
@@ -197,12 +205,8 @@ class PagedCache:
         self.length += tokens
         self._copies = []
 
-    def reorder(self, rows: Tensor) -> None:
-        """Let row i continue row rows[i]: (rows,) int64."""
-        self.follow(rows.tolist())
-
     def follow(self, sources: Sequence[int]) -> None:
-        """As `reorder`, by numbers of the host."""
+        """As `Paged.follow`."""
         if sources == list(range(len(self.tables))):
             return
         before = self.tables

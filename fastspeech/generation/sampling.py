@@ -5,6 +5,7 @@ import torch
 from fastspeech.outputs import GenerateEncoderDecoderOutput
 
 from .cache import DecoderCache
+from .graphs import upload
 from .interface import Ask, Record, Search
 from .pages import PagedCache
 from .plan import Plan, recorded
@@ -68,10 +69,11 @@ def sample(cache: DecoderCache | PagedCache, prompt: torch.Tensor, plan: Plan) -
         now = running
         if plan.criteria:
             met = any_met(plan.criteria, ids[:, :length], scores)
-            read, stopped = torch.stack((tokens, met.to(tokens.dtype))).tolist()
+            read, stopped = yield torch.stack((tokens, met.to(tokens.dtype)))
             now = [r and t not in plan.eos and not s for r, t, s in zip(running, read, stopped, strict=True)]
         elif plan.eos:
-            now = [r and t not in plan.eos for r, t in zip(running, tokens.tolist(), strict=True)]
+            read = yield tokens
+            now = [r and t not in plan.eos for r, t in zip(running, read, strict=True)]
         if limits is not None:
             now = [n and length < limit for n, limit in zip(now, limits, strict=True)]
         if length == plan.max_length or not any(now):
@@ -87,7 +89,7 @@ def sample(cache: DecoderCache | PagedCache, prompt: torch.Tensor, plan: Plan) -
                 running = [running[row] for row in stay]
                 limits = None if limits is None else [limits[row] for row in stay]
                 ids, places, new_ids = ids[stay], places[stay], new_ids[stay]
-            ended = torch.tensor(running, device=ids.device).logical_not_() if marked else None
+            ended = upload(torch.tensor(running), ids.device).logical_not_() if marked else None
 
     result[places, :length] = ids[:, :length]
     if plan.streamer is not None:

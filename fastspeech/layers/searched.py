@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from fastspeech.generation.graphs import Turns
-from fastspeech.generation.pages import PagedCache, PagePool
+from fastspeech.generation.pages import Paged, PagedCache, PagePool
 from fastspeech.layers import paged
 from fastspeech.layers.derived import Kept
 from fastspeech.layers.page_reader import PageReader
 from fastspeech.layers.seated import PAGE_SIZE, roomy
 
 
-class PagedBatch:
-    """The cache of a batch, each utterance on pages of its own. It stands where searches have a `DecoderCache`, until
-    it is freed.
+class PagedBatch(Paged):
+    """The cache of a batch until it is freed, each utterance on pages of its own.
 
     Attributes:
         rows_per_input: hypotheses of each utterance.
@@ -44,9 +43,9 @@ class PagedBatch:
         with self._turns.take(self._device):
             self._reader.record(self._caches)
 
-    def reorder(self, rows: Tensor) -> None:
-        """Let row i continue row rows[i]: (rows,) int64, each within its own utterance."""
-        count, sources = self.rows_per_input, rows.tolist()
+    def follow(self, sources: Sequence[int]) -> None:
+        """As `Paged.follow`."""
+        count = self.rows_per_input
         with self._turns.take(self._device):
             for first, cache in zip(range(0, len(sources), count), self._caches, strict=True):
                 cache.follow([source - first for source in sources[first : first + count]])

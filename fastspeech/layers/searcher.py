@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fastspeech.generation.interface import Ask, Search
 from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.plan import Plan
 from fastspeech.generation.sampling import sample
+from fastspeech.generation.seats import Look
 from fastspeech.layers.page_reader import PageReader
 
 
@@ -55,7 +56,7 @@ class Searcher:
             self._laid_out = rows
         of_plan = beam_search if plan.beams > 1 else sample
         search = of_plan(cache, prompt.repeat_interleave(plan.beams, 0), plan)
-        self._going[key] = Searched(key, cache, search, next(search))
+        self._going[key] = Searched(key, cache, search, cast(Ask, next(search)))
 
     def remove(self, key: Hashable) -> None:
         """Forget a search, if it is here. Its pages may be taken by others from now on."""
@@ -83,13 +84,27 @@ class Searcher:
                 return [(group[0].key, error)]
             # One may be at fault, and the others are not to suffer for it.
             return [end for searched in group for end in self._read([searched])]
-        ended: list[tuple[Hashable, Tensor | BaseException]] = []
         of_each = logits.split([len(searched.ask.input_ids) for searched in group])
-        for searched, rows in zip(group, of_each, strict=True):
+        return _go_on(list(zip(group, of_each, strict=True)))
+
+
+def _go_on(answers: Sequence[tuple[Searched, Any]]) -> list[tuple[Hashable, Tensor | BaseException]]:
+    """Let searches go on with what they asked for, to what each asks to be read next. Returns those that ended.
+
+    What they want to know is on its way from the device while others are at work, so that it is waited for once."""
+    ended: list[tuple[Hashable, Tensor | BaseException]] = []
+    while answers:
+        looks = []
+        for searched, answer in answers:
             try:
-                searched.ask = searched.search.send(rows)
+                asked = searched.search.send(answer)
+                if isinstance(asked, Ask):
+                    searched.ask = asked
+                else:
+                    looks.append((searched, Look(asked)))
             except StopIteration as end:
                 ended.append((searched.key, end.value.sequences[0]))
             except BaseException as error:  # whatever a rule raises, the others go on
                 ended.append((searched.key, error))
-        return ended
+        answers = [(searched, look.known().tolist()) for searched, look in looks]
+    return ended

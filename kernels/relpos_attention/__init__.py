@@ -27,10 +27,26 @@ def _triton_limits(
     return None
 
 
+def _backward_limits(
+    q: Tensor, k: Tensor, v: Tensor, r: Tensor, bias_u: Tensor, bias_v: Tensor, lengths: Tensor | None, scale: float
+) -> str | None:
+    if q.shape[3] > 160:
+        return f"head dim {q.shape[3]}, q and the output's gradient of at most 160 stay in registers side by side"
+    return None
+
+
 _op = Op(
     _reference,
     _fake,
-    (Implementation("triton", "fastspeech.kernels.relpos_attention.triton", _triton_limits),),
+    (
+        Implementation(
+            "triton",
+            "fastspeech.kernels.relpos_attention.triton",
+            _triton_limits,
+            backward="fastspeech.kernels.relpos_attention.triton_backward",
+            backward_limits=_backward_limits,
+        ),
+    ),
 )
 
 

@@ -132,6 +132,75 @@ def _block(
     return _rotate(p, shift, M, N)
 
 
+@triton.jit
+def _first_blocks(
+    held,
+    q,
+    own,
+    r,
+    position,
+    start,
+    reach,
+    R_STRIDE: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Of the walk of the M queries from `start`: what its first tile of keys finds to its left, and its last block.
+
+    Blocks count from the row of r that the tile's last query needs for key 0. At the t-th key tile its last N
+    queries read blocks t and t + 1, its first N blocks t + 1 and t + 2: in `left` and `right` each finds its two.
+    """
+    shift = M - 1 - tl.arange(0, M)
+    base = 1 - M - start
+    early = (tl.arange(0, M) < N)[:, None]
+    below = _block(held, q, own, r, position, base, reach, shift, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
+    last = _block(held, q, own, r, position, base + N, reach, shift, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
+    return tl.where(early, last, below), last
+
+
+@triton.jit
+def _scores(
+    held,
+    q,
+    own,
+    k,
+    r,
+    content,
+    position,
+    scale,
+    start,
+    j,
+    length,
+    reach,
+    left,
+    last,
+    K_STRIDE: tl.constexpr,
+    R_STRIDE: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Scores of the M queries from `start` with the N keys from `j`, which keys these are, and the walk's next state.
+
+    Keys behind the length repeat the last one: finite where the row is.
+    """
+    n = tl.arange(0, N)
+    early = (tl.arange(0, M) < N)[:, None]
+    turn = M - 1 - tl.arange(0, M) + j
+    new = _block(held, q, own, r, position, 1 - start + j, reach, turn, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
+    right = tl.where(early, new, last)
+    s = tl.where(_columns(turn & (N - 1), N, M) < N, left, right)
+    keys = tl.minimum(j + n, length - 1).to(tl.int64)[:, None]
+    s = _add_product(s, held, q, own, k, keys * K_STRIDE, DIM, WIDTHS, CHUNK)
+    s = tl.fma(s, tl.full((M, N), scale, tl.float32), tl.broadcast_to(tl.load(content + j + n)[None, :], (M, N)))
+    return s, keys, right, new
+
+
 DYNAMIC = ["q_batch", "q_head", "k_batch", "k_head", "v_batch", "v_head", "r_head", "frames", "zero"]
 
 
@@ -192,7 +261,6 @@ def _relpos_attention(
     position += head.to(tl.int64) * (2 * frames - 1) + frames - 1
 
     a = tl.arange(0, M)
-    n = tl.arange(0, N)
     # Queries beyond the frames repeat the last one and are not stored.
     own = tl.minimum(start + a, frames - 1).to(tl.int64)[:, None] * Q_STRIDE
     held = ()
@@ -205,26 +273,12 @@ def _relpos_attention(
     highest = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
 
-    # Blocks count from the row of r that the tile's last query needs for key 0. At the t-th key tile its last N
-    # queries read blocks t and t + 1, its first N blocks t + 1 and t + 2: in `left` and `right` each finds its two.
-    shift = M - 1 - a
-    base = 1 - M - start
-    early = (a < N)[:, None]
-    below = _block(held, q, own, r, position, base, frames - 1, shift, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
-    last = _block(held, q, own, r, position, base + N, frames - 1, shift, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
-    left = tl.where(early, last, below)
+    left, last = _first_blocks(held, q, own, r, position, start, frames - 1, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
     for j in range(zero, length, N):
-        turn = shift + j
-        new = _block(held, q, own, r, position, base + M + j, frames - 1, turn, R_STRIDE, DIM, WIDTHS, CHUNK, M, N)
-        right = tl.where(early, new, last)
-        s = tl.where(_columns(turn & (N - 1), N, M) < N, left, right)
-        left = right
-        last = new
-
-        # Keys behind the length repeat the last one: finite where the row is.
-        keys = tl.minimum(j + n, length - 1).to(tl.int64)[:, None]
-        s = _add_product(s, held, q, own, k, keys * K_STRIDE, DIM, WIDTHS, CHUNK)
-        s = tl.fma(s, tl.full((M, N), scale, tl.float32), tl.broadcast_to(tl.load(content + j + n)[None, :], (M, N)))
+        s, keys, left, last = _scores(
+            *(held, q, own, k, r, content, position, scale, start, j, length, frames - 1, left, last),
+            *(K_STRIDE, R_STRIDE, DIM, WIDTHS, CHUNK, M, N),
+        )
         top = tl.maximum(highest, tl.max(s, 1))
         p = tl.exp2(s - top[:, None])
         fade = tl.exp2(highest - top)
@@ -304,13 +358,58 @@ def _bias_scores(
         tl.store(position + head * count + m, scores, mask=m < count)
 
 
-def _widths(head_dim: int) -> tuple[int, ...]:
+def widths(head_dim: int) -> tuple[int, ...]:
     """The head dim, rounded up to 16, in parts of 64 and smaller powers of two.
 
     Triton would give warps columns of a part wider than its M rows, and a row's softmax would cross them.
     """
     whole, rest = divmod(16 * triton.cdiv(head_dim, 16), 64)
     return (64,) * whole + tuple(width for width in (32, 16) if rest & width)
+
+
+def bias_scores(
+    k: Tensor, r: Tensor, bias_u: Tensor, bias_v: Tensor, lengths: Tensor | None, scale: float, tile: int, strides: int
+) -> tuple[Tensor, Tensor]:
+    """What the biases add to scores, in units of log 2 by key (batch, heads, frames up to a multiple of `tile`), and
+    unscaled by position (heads, 2 * frames - 1). `strides` is the unit of those of k and r, whose last axes are dense.
+    """
+    batch, frames, heads, dim = k.shape
+    padded = tile * triton.cdiv(frames, tile)
+    content = k.new_empty(batch, heads, padded, dtype=torch.float32)
+    position = k.new_empty(heads, 2 * frames - 1, dtype=torch.float32)
+    key_programs = batch * heads * triton.cdiv(padded, ROWS)
+    _bias_scores[(key_programs + heads * triton.cdiv(2 * frames - 1, ROWS),)](
+        k,
+        r,
+        bias_u.contiguous(),
+        bias_v.contiguous(),
+        lengths,
+        content,
+        position,
+        scale * LOG2E,
+        k.stride(0) // strides,
+        k.stride(2) // strides,
+        r.stride(1) // strides,
+        frames,
+        padded,
+        key_programs,
+        K_STRIDE=k.stride(1),
+        R_STRIDE=r.stride(0),
+        UNIT=strides,
+        HEADS=heads,
+        DIM=dim,
+        BLOCK_D=triton.next_power_of_2(dim),
+        ROWS=ROWS,
+    )
+    return content, position
+
+
+def tile_of(q: Tensor) -> tuple[int, int, int]:
+    """Queries and keys of a tile, and the components of q that come at a time, 0 where they are held.
+
+    Without tensor cores a tile is small, and q comes by chunks: a held copy would take its registers.
+    """
+    return (32, 16, 32) if q.element_size() == 4 else (64, 32, 0)
 
 
 def launch(
@@ -326,39 +425,11 @@ def launch(
     batch, frames, heads, dim = q.shape
     q, k, v, r = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v, r))
     lengths = None if lengths is None else lengths.contiguous()
-    # Without tensor cores a tile is small, and q comes by chunks: a held copy would take its registers.
-    m, n, chunk = (32, 16, 32) if q.element_size() == 4 else (64, 32, 0)
-    padded = n * triton.cdiv(frames, n)
+    m, n, chunk = tile_of(q)
     out = q.new_empty(q.shape)
-    content = q.new_empty(batch, heads, padded, dtype=torch.float32)
-    position = q.new_empty(heads, 2 * frames - 1, dtype=torch.float32)
-
     u = unit(q, k, v, r)
-    q_batch, k_batch, v_batch = (t.stride(0) // u for t in (q, k, v))
-    q_head, k_head, v_head = (t.stride(2) // u for t in (q, k, v))
-    r_head = r.stride(1) // u
-    shared = {"K_STRIDE": k.stride(1), "R_STRIDE": r.stride(0), "UNIT": u, "HEADS": heads, "DIM": dim}
-    key_programs = batch * heads * triton.cdiv(padded, ROWS)
     with on_device_of(q):
-        _bias_scores[(key_programs + heads * triton.cdiv(2 * frames - 1, ROWS),)](
-            k,
-            r,
-            bias_u.contiguous(),
-            bias_v.contiguous(),
-            lengths,
-            content,
-            position,
-            scale * LOG2E,
-            k_batch,
-            k_head,
-            r_head,
-            frames,
-            padded,
-            key_programs,
-            BLOCK_D=triton.next_power_of_2(dim),
-            ROWS=ROWS,
-            **shared,
-        )
+        content, position = bias_scores(k, r, bias_u, bias_v, lengths, scale, n, u)
         _relpos_attention[(triton.cdiv(frames, m) * heads * batch,)](
             q,
             k,
@@ -369,23 +440,27 @@ def launch(
             lengths,
             out,
             scale * LOG2E,
-            q_batch,
-            q_head,
-            k_batch,
-            k_head,
-            v_batch,
-            v_head,
-            r_head,
+            q.stride(0) // u,
+            q.stride(2) // u,
+            k.stride(0) // u,
+            k.stride(2) // u,
+            v.stride(0) // u,
+            v.stride(2) // u,
+            r.stride(1) // u,
             frames,
             0,
             Q_STRIDE=q.stride(1),
+            K_STRIDE=k.stride(1),
             V_STRIDE=v.stride(1),
-            WIDTHS=_widths(dim),
+            R_STRIDE=r.stride(0),
+            UNIT=u,
+            HEADS=heads,
+            DIM=dim,
+            WIDTHS=widths(dim),
             CHUNK=chunk,
             M=m,
             N=n,
             num_warps=4,
             num_stages=2,
-            **shared,
         )
     return out

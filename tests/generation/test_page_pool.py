@@ -64,7 +64,7 @@ def test_no_request_needs_more_than_it_was_promised() -> None:
             assert all(source not in pages or p.is_shared(source) or source != target for source, target in copies)
             assert p.in_use == len(set(pages)) + 2 <= p.reserved
             cache.advance(1)
-            cache.reorder(torch.randint(rows, (rows,), generator=generator))
+            cache.follow(torch.randint(rows, (rows,), generator=generator).tolist())
         cache.free()
         assert p.in_use == 0
 
@@ -75,7 +75,7 @@ def test_a_page_is_copied_before_one_of_two_rows_writes_to_it() -> None:
     cache = PagedCache(p, rows=2, most_tokens=12, frames=1)
     p.copy(cache.prepare(5))
     cache.advance(5)
-    cache.reorder(torch.tensor([1, 1]))
+    cache.follow([1, 1])
     (kept,) = {table[0] for table in cache.tables}
     assert cache.tables[0] == cache.tables[1] and p.in_use == 3
     held = p.keys[:, cache.tables[1][1]].clone()
@@ -126,7 +126,7 @@ def test_rows_of_many_requests_read_as_each_alone(name: str, page_size: int) -> 
             torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
         for i in there:
             rows = torch.randint(beams[i], (beams[i],), generator=generator)
-            caches[i].reorder(rows)
+            caches[i].follow(rows.tolist())
             alone[i].reorder(rows)
     for cache in caches:
         cache.free()
