@@ -129,6 +129,7 @@ def test_frames_are_those_of_the_encoder(
     made, buckets = recorded(model).graphs, BUCKETS[name]
     assert made is not None and len(made.replays) == buckets and sum(made.replays.values()) == 2 * len(BATCHES)
     assert len(log) == (4 * buckets if way == "graphs" else 0)
+    assert not any(bucket.frames.requires_grad for bucket in recorded(model)._buckets.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
