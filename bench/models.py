@@ -39,6 +39,9 @@ COMPILED = "transformers static, compiled"
 RECORDED = "encoder, recorded"
 """Ours alone, as `generate` calls it: for few frames one CUDA graph. The part "encoder" launches its kernels."""
 
+NO_TOKEN = 1 << 30
+"""Of no vocabulary: where this is what ends a text, none ends before it has all its tokens."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -402,7 +405,8 @@ def _tokens(size: Size, plan: Plan) -> int:
 def _parts(size: Size, audio: _Audio, plan: Plan) -> dict[str, Callable[[Any], Any]]:
     """What is timed, as functions of a model of either library; "token" is all of decoding."""
     tokens = _tokens(size, plan)
-    forced = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False, **size.search}
+    # A rule that forbids ends is the host's, with which greedy steps would no longer be the GPU's alone.
+    forced = {"eos_token_id": NO_TOKEN, "max_new_tokens": tokens, "do_sample": False, **size.search}
     inputs = audio.inputs
     batch = len(inputs["attention_mask"])
 

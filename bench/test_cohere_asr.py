@@ -83,6 +83,21 @@ def test_encoder(against: Any, pair: Any, clips: int, seconds: float) -> None:
     against(lambda: run(ours), lambda: run(theirs), rounds=7)
 
 
+def test_encoder_of_uneven_clips(against: Any, pair: Any) -> None:
+    """Of 5, 10 and 20 s, so that five twelfths of the batch are padding."""
+    ours, theirs = pair
+    audio = [speech(1, seconds)[0] for seconds in (5.0, 10.0, 20.0)]
+    batch = fastspeech.CohereAsrFeatureExtractor()(audio, sampling_rate=RATE, return_tensors="pt")
+    given = {name: batch[name] for name in ("input_features", "attention_mask")}
+
+    def run(model: Any) -> torch.Tensor:
+        return model.model.encoder(**given).last_hidden_state
+
+    valid = theirs.model.encoder(**given).attention_mask.bool()
+    torch.testing.assert_close(run(ours)[valid], run(theirs)[valid], atol=1e-3, rtol=1e-3)
+    against(lambda: run(ours), lambda: run(theirs), rounds=7)
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 def test_decode(against: Any, pair: Any, beams: int) -> None:
     """60 tokens from encoder outputs that are there, so that only decoding is timed."""

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
+
 // Of a function that each_simd.h has made, the one for this processor.
 #ifdef __x86_64__
 #define BEST_SIMD(function)                                                          \

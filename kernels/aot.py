@@ -3,7 +3,7 @@
 The op's launcher runs on fake CUDA tensors, and Triton, whose driver is stood in for, specialises each launch as it
 would at run time and compiles it to machine code for the target, from which the resources it needs are read.
 
-    python -m fastspeech.kernels.aot [--op NAME] [--case NAME] [--dtype NAME] [--target sm_90] [--json]
+    python -m fastspeech.kernels.aot [--op NAME] [--case NAME] [--dtype NAME] [--target sm_90] [--every] [--json]
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def fake_cuda(value: Any) -> Any:
     return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype) -> None:
+def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype, backward: bool = True) -> None:
     """Run the Triton launchers of an op, forward and backward, on fake CUDA tensors, and hold their results to what the
     op's fakes promise."""
     # A record may bring real tensors (a window, a filter bank) into the inputs.
@@ -155,7 +155,8 @@ def _launch(spec: OpSpec, shape: Mapping[str, Any], dtype: torch.dtype) -> None:
                     raise AssertionError(f"{spec.name} claims {dtype} and {dict(shape)} but: {refusal}")
                 promised = op.overload(*args)
                 _agree(implementation.load().launch(*args), promised)
-                if implementation.backward is not None and implementation.backward_limits(*args) is None:
+                fused = implementation.backward is not None and implementation.backward_limits(*args) is None
+                if backward and fused:
                     outputs = [promised] if isinstance(promised, Tensor) else list(promised)
                     needs = [isinstance(a, Tensor) and a.is_floating_point() for a in args]
                     found = implementation.pull_back([*outputs], outputs, args, needs)
@@ -174,8 +175,8 @@ def _agree(result: Any, promised: Any) -> None:
             raise AssertionError("an output is not contiguous")
 
 
-def compile_case(spec: OpSpec, case: Case, dtype: torch.dtype, target: str) -> list[Binary]:
-    """Compile every launch of a call of the op with the case's shapes, for `target` ("sm_90")."""
+def compile_case(spec: OpSpec, case: Case, dtype: torch.dtype, target: str, backward: bool = True) -> list[Binary]:
+    """Compile every launch of a call of the op with the case's shapes, and of its backward, for `target` ("sm_90")."""
     found: list[Binary] = []
 
     def seen(kernel: JITFunction, bound: Any, kwargs: dict[str, Any], grid: Any, compiled: Any) -> None:
@@ -187,7 +188,7 @@ def compile_case(spec: OpSpec, case: Case, dtype: torch.dtype, target: str) -> l
 
     capability = int(target.removeprefix("sm_"))
     with _intercepted(capability, capability, seen):
-        _launch(spec, case.shape, dtype)
+        _launch(spec, case.shape, dtype, backward)
     return found
 
 
@@ -239,14 +240,23 @@ def cases_to_compile(spec: OpSpec) -> list[Case]:
     return [case for case in spec.cases if case.kind == "model"] + odd[:1]
 
 
+def in_turn(spec: OpSpec, case: int, target: str) -> torch.dtype:
+    """The dtype in which the backward of the case of that number is compiled for a target, where it is not in all.
+
+    It takes longer than the forward, and what goes wrong with it seldom does so in one dtype and target alone.
+    """
+    return spec.dtypes[(case + list(SHARED_LIMIT).index(target)) % len(spec.dtypes)]
+
+
 def _selected(options: argparse.Namespace) -> Iterator[tuple[OpSpec, Case, str, Binary]]:
     for spec in all_specs() if options.op is None else [load_spec(options.op)]:
         cases = [case for case in spec.cases if case.name == options.case] if options.case else cases_to_compile(spec)
-        for case, dtype in product(cases, spec.dtypes):
+        for (number, case), dtype in product(enumerate(cases), spec.dtypes):
             name = str(dtype).removeprefix("torch.")
             if options.dtype in (None, name):
                 for target in SHARED_LIMIT if options.target is None else (options.target,):
-                    for binary in compile_case(spec, case, dtype, target):
+                    backward = options.every or dtype == in_turn(spec, number, target)
+                    for binary in compile_case(spec, case, dtype, target, backward):
                         yield spec, case, name, binary
 
 
@@ -257,6 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", help="one case by name; the model cases and the first odd one where not given")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; all that the op claims where not given")
     parser.add_argument("--target", choices=SHARED_LIMIT, help="one target; all where not given")
+    parser.add_argument("--every", action="store_true", help="backwards in every dtype; in one, in turn, if not given")
     parser.add_argument("--json", action="store_true", help="a JSON record a line: op, case, dtype, numbers, faults")
     options = parser.parse_args(arguments)
     if interpreting():

@@ -42,7 +42,7 @@ def test_a_record_holds_what_a_reader_needs(measured: Path) -> None:
     assert [row["case"] for row in found["rows"] if row["contender"] == "reference"] == cases
     for row in found["rows"]:
         low, high = row["quartiles_s"]
-        assert len(row["samples_s"]) >= 5 and low <= row["median_s"] <= high
+        assert len(row["samples_s"]) >= 3 and low <= row["median_s"] <= high
         assert row["bound_share"] == pytest.approx(row["bound_s"] / row["median_s"])
 
 

@@ -96,7 +96,7 @@ class RecordedEncoder(Kept):
         option: Any = None,
     ) -> BaseModelOutput:
         """What an encoder makes of audio (B, T0, ...) and its mask (B, T0), with the mask of its frames where one was
-        given: as recorded, or by `eager`, which calls it."""
+        given: as recorded, or by `eager`, which calls it. Without gradients."""
         if audio is None or not _may_be_recorded(encoder, audio):
             return eager()
         # While one is recorded no other may run: what it derives from weights would lie in the memory of a graph.
@@ -203,9 +203,8 @@ class _Bucket:
 def _may_be_recorded(encoder: Any, audio: Tensor) -> bool:
     if audio.numel() == 0 or not serves(audio.device) or audio.dtype not in _FLOPS:
         return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(audio.device.type):
-        return False
-    return not (encoder.training or torch.is_grad_enabled())
+    changed = torch.compiler.is_compiling() or torch.is_autocast_enabled(audio.device.type)
+    return not (changed or encoder.training)
 
 
 def _sizes(audio: Tensor) -> tuple[int, int]:

@@ -171,7 +171,7 @@ class WithHead:
         packed where that pays (see `packing`), for which the host reads the mask."""
         audio, mask, *rest = [model_inputs.get(name) for name in self.audio_inputs]
         encoder = self.model.encoder
-        recorded = vars(encoder).get("recorded")
+        recorded = getattr(encoder, "recorded", None)
         if with_states or with_weights or torch.is_grad_enabled():
             return self.model.encoded(audio, mask, *rest, with_states, with_weights)
 

@@ -35,6 +35,12 @@ def _triton_limits(q: Tensor, *rest: object) -> str | None:
     return None
 
 
+def _backward_limits(q: Tensor, *rest: object) -> str | None:
+    if q.shape[3] > 128:
+        return f"head dim {q.shape[3]}, of at most 128 the gradients of a tile of keys stay in registers"
+    return None
+
+
 def _cuda_limits(q: Tensor, *rest: object) -> str | None:
     return "float64 is served by the reference" if q.element_size() > 4 else None
 
@@ -43,7 +49,14 @@ _op = Op(
     _reference,
     _fake,
     (
-        Implementation("triton", "fastspeech.kernels.rope_attention.triton", _triton_limits),
+        Implementation(
+            "triton",
+            "fastspeech.kernels.rope_attention.triton",
+            _triton_limits,
+            backward="fastspeech.kernels.rope_attention.triton_backward",
+            backward_limits=_backward_limits,
+            backward_outputs=True,
+        ),
         Implementation("cuda", "fastspeech.kernels.rope_attention.cuda", _cuda_limits, on_cpu=True, on_cuda=False),
     ),
 )

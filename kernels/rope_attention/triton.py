@@ -333,6 +333,42 @@ def _by_row(positions: Tensor | None) -> tuple[Tensor | None, int]:
     return positions, positions.stride(0) if positions.shape[0] > 1 else 0
 
 
+def frequencies(inv_freq: Tensor | None) -> Tensor | None:
+    """Dense frequencies; None where nothing is rotated."""
+    return inv_freq.contiguous() if inv_freq is not None and len(inv_freq) else None
+
+
+def rotated(x: Tensor, inv_freq: Tensor, positions: Tensor | None, interleaved: bool) -> Tensor:
+    """x (batch, tokens, heads, head_dim), its last axis dense, rotated, with zeros behind the head up to the sum of
+    `_widths`; each head's tokens lie side by side. Tokens without positions stand at 0, 1, ..."""
+    batch, tokens, heads, dim = x.shape
+    positions, position_batch = _by_row(positions)
+    padded = sum(_widths(dim))
+    out = x.new_empty(batch, heads, tokens, padded)
+    _turn_keys[(batch * triton.cdiv(heads, HEADS) * triton.cdiv(tokens, ROWS),)](
+        x,
+        inv_freq,
+        positions,
+        out,
+        x.stride(0) // unit(x),
+        x.stride(2) // unit(x),
+        position_batch,
+        tokens,
+        STRIDE=x.stride(1),
+        UNIT=unit(x),
+        KV_HEADS=heads,
+        DIM=dim,
+        PADDED=padded,
+        PAIRS=len(inv_freq),
+        INTERLEAVED=interleaved,
+        BLOCK_D=triton.next_power_of_2(padded),
+        ROWS=ROWS,
+        HEADS=HEADS,
+        num_warps=4,
+    )
+    return out.transpose(1, 2)
+
+
 def launch(
     q: Tensor,
     k: Tensor,
@@ -356,7 +392,7 @@ def launch(
         q, scale = -q, -scale
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     lengths = None if lengths is None else lengths.contiguous()
-    inv_freq = inv_freq.contiguous() if inv_freq is not None and len(inv_freq) else None
+    inv_freq = frequencies(inv_freq)
     (q_positions, q_position_batch), (k_positions, k_position_batch) = _by_row(q_positions), _by_row(k_positions)
     pairs = 0 if inv_freq is None else len(inv_freq)
     group = heads // kv_heads
@@ -365,31 +401,9 @@ def launch(
     wide = q.element_size() == 4
     m, n = FEW if few else 32 if wide else 64, 16 if wide else 32 if (few and pairs) or dim > 128 else 64
     widths = _widths(dim)
-    rotation = {"KV_HEADS": kv_heads, "DIM": dim, "INTERLEAVED": interleaved}
     with on_device_of(q):
-        if pairs and not few:
-            padded = sum(widths)
-            turned = q.new_empty(batch, kv_heads, keys, padded)
-            _turn_keys[(batch * triton.cdiv(kv_heads, HEADS) * triton.cdiv(keys, ROWS),)](
-                k,
-                inv_freq,
-                k_positions,
-                turned,
-                k.stride(0) // unit(k),
-                k.stride(2) // unit(k),
-                k_position_batch,
-                keys,
-                STRIDE=k.stride(1),
-                UNIT=unit(k),
-                PADDED=padded,
-                PAIRS=pairs,
-                BLOCK_D=triton.next_power_of_2(padded),
-                ROWS=ROWS,
-                HEADS=HEADS,
-                num_warps=4,
-                **rotation,
-            )
-            k = turned.transpose(1, 2)
+        if inv_freq is not None and not few:
+            k = rotated(k, inv_freq, k_positions, interleaved)
         _rope_attention[(triton.cdiv(queries * group, m) * kv_heads * batch,)](
             q,
             k,
@@ -416,17 +430,19 @@ def launch(
             Q_UNIT=unit(q),
             K_UNIT=unit(k),
             V_UNIT=unit(v),
+            KV_HEADS=kv_heads,
             GROUP=group,
+            DIM=dim,
             K_DIM=k.shape[3],
             WIDTHS=widths,
             Q_PAIRS=pairs,
             K_PAIRS=pairs if few else 0,
+            INTERLEAVED=interleaved,
             CAUSAL=causal,
             WINDOW=window,
             M=m,
             N=n,
             num_warps=4,
             num_stages=1 if wide else 2,
-            **rotation,
         )
     return out

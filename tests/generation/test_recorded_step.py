@@ -117,6 +117,17 @@ def test_searches_go_on_beside_one_another(way: str, monkeypatch: pytest.MonkeyP
     assert [two, inside[0]] == expected and pages[1] > pages[0]
 
 
+def test_inference_mode_or_not_is_all_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"num_beams": 3, "max_new_tokens": 20}
+    expected = found(kept("moonshine"), "moonshine", **options)
+    as_on_a_device(monkeypatch)
+    for first in (True, False):
+        model = fresh("moonshine")
+        for inference in (first, not first, first):
+            with torch.inference_mode(inference):
+                assert found(model, "moonshine", **options) == expected
+
+
 def test_what_a_rule_keeps_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     scores: list[list[Tensor]] = [[], []]
     for way, model in enumerate((kept("moonshine"), fresh("moonshine"))):

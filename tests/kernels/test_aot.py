@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastspeech.kernels import OPS
-from fastspeech.kernels.aot import SHARED_LIMIT, Binary, cases_to_compile, compile_case, compile_keys
+from fastspeech.kernels.aot import SHARED_LIMIT, Binary, cases_to_compile, compile_case, compile_keys, in_turn
 from fastspeech.kernels.spec import all_specs
 
 SPECS = {s.name: s for s in all_specs() if any(i.name == "triton" for i in OPS[s.name].implementations)}
@@ -32,6 +32,16 @@ def test_launches_compile_within_the_limits(op, case, dtype, target, background)
     for record in mine:
         assert record["registers"] > 0
         assert not record["faults"], f"{record['kernel']} {record['config']}: {'; '.join(record['faults'])}"
+
+
+FUSED = [spec for spec in SPECS.values() if any(i.backward is not None for i in OPS[spec.name].implementations)]
+
+
+@pytest.mark.parametrize("spec", FUSED, ids=lambda spec: spec.name)
+def test_in_turn_every_dtype_of_a_backward_is_compiled_for_every_target(spec):
+    cases = range(len(cases_to_compile(spec)))
+    turns = {(in_turn(spec, case, target), target) for case in cases for target in SHARED_LIMIT}
+    assert turns == {(dtype, target) for dtype in spec.dtypes for target in SHARED_LIMIT}
 
 
 def keys_of_calls(spec, case, dtype):

@@ -177,6 +177,7 @@ class CohereAsrForConditionalGeneration(WithHead, GenerationMixin, CohereAsrPreT
         features, mask = model_inputs.get("input_features"), model_inputs.get("attention_mask")
         if features is not None and mask is not None:
             # The extractor always leaves padding behind the longest clip. Without it a single clip needs no masks.
+            mask = mask.cpu()  # read once for all that follows
             frames = max(1, int(mask.sum(-1).max()))
             model_inputs = {**model_inputs, "input_features": features[:, :frames], "attention_mask": mask[:, :frames]}
         return super().encode(model_inputs, with_states, with_weights)
