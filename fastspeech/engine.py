@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, as_completed
 from dataclasses import replace
-from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -27,9 +26,10 @@ from fastspeech.generation.plan import Plan
 from fastspeech.layers import paged
 from fastspeech.layers.searcher import Searcher
 from fastspeech.layers.writer import Writer
+from fastspeech.listener import Listener
 from fastspeech.outputs import BaseModelOutput
 from fastspeech.recognition import PROMPT_OPTIONS, Recogniser
-from fastspeech.requests import Handle, Job, Request, Result, Summary, together
+from fastspeech.requests import Handle, Job, Request, Result, Summary, spend
 
 _CPU_POOL_BYTES = 1 << 30
 
@@ -66,7 +66,8 @@ class Engine:
             over them takes many times as long.
         max_rows: hypotheses in the decoder at once, over all requests.
         max_seconds: of audio in one batch of the encoder, padding included; a longer chunk is a batch of its own. By
-            default 120 on a GPU; 20 on a CPU, which longer chunks keep busy one by one.
+            default 120 on a GPU; 20 on a CPU, which longer chunks keep busy one by one. A CPU of several cores encodes
+            two batches at a time, beside the decoder.
         workers: threads that load recordings and take features.
         ahead: seconds of audio that are loaded and wait for the model, at most; further recordings wait to be loaded.
         max_tokens_per_second: as in `pipeline`.
@@ -110,8 +111,6 @@ class Engine:
         self.max_rows = max_rows
         self.max_seconds = max_seconds
         self._decoder = decoder
-        # A row of a padded batch is to be encoded as it would be alone.
-        self._exactly = {"exact_batching": True} if "exact_batching" in signature(model.forward).parameters else {}
         sizes = len(decoder.layers), decoder.kv_heads, decoder.head_dim
         page = PagePool.page_bytes(*sizes, page_size, dtype)
         if memory is None:
@@ -131,7 +130,6 @@ class Engine:
             self.pool, self.writer, self.searcher = former.pool, former.writer, former.searcher
 
         self._lock = threading.Condition()
-        self._heard: list[Job] = []
         self._running: list[Job] = []
         self._numbers = itertools.count()
         self._open: set[Request] = set()
@@ -140,8 +138,11 @@ class Engine:
         self._done = {"requests": 0, "failed": 0, "cancelled": 0, "tokens": 0, "peak": 0}
         self._audio = self._busy = 0.0
         self._feeder = Feeder(self.recogniser, max_rows, max_seconds, workers, ahead, self._lock, self._end)
+        self._listener = Listener(
+            self.model, self._feeder, self._running, max_rows, max_seconds, self._lock, self._is_over
+        )
         serving = threading.Thread(target=self._serve, name="fastspeech-engine", daemon=True)
-        self._threads = [*self._feeder.threads, serving]
+        self._threads = [*self._feeder.threads, *self._listener.threads, serving]
         for thread in self._threads:
             thread.start()
         _engines.add(self)
@@ -250,63 +251,73 @@ class Engine:
                 left = list(self._open)
             for request in left:
                 self._end(request, error)
-            with self._lock:
-                jobs = [*self._running, *self._heard, *self._feeder.waiting]
-            for job in jobs:
+            for job in self._jobs():
                 self._leave(job)
             raise
 
     def _wait(self) -> bool:
         """Wait for work; false when there will be none."""
         with self._lock:
-            self._lock.wait_for(lambda: self._has_work() or (self._closing and not self._open))
+            self._lock.wait_for(lambda: self._has_work() or self._is_over())
             return self._has_work()
 
     def _has_work(self) -> bool:
-        return bool(self._feeder.waiting or self._heard or self._running)
+        listener = self._listener
+        return bool(listener.error or listener.is_busy() or listener.heard or self._running or self._feeder.waiting)
+
+    def _is_over(self) -> bool:
+        """Whether nothing more will come. The lock is held."""
+        return self._closing and not self._open
+
+    def _jobs(self) -> list[Job]:
+        """All that are in the engine's hands."""
+        with self._lock:
+            return [*self._running, *self._listener.heard, *self._feeder.waiting]
 
     @torch.no_grad()
     def _turn(self) -> None:
-        for job in [*self._running, *self._heard, *self._feeder.waiting]:
+        if self._listener.error is not None:
+            raise self._listener.error
+        for job in self._jobs():
             if job.request.over:
                 self._drop(job, CancelledError())
-        if not self._heard:
-            self._listen(self._feeder.batch(self.max_rows - sum(job.plan.beams for job in self._running)))
-        seated = False
-        while self._heard and self._seat(self._heard[0]):
-            seated = True
-        if seated:
-            # Weights are read once a step for all rows: those that are free are filled first.
-            return
-        self._decode()
-        self._done["peak"] = max(self._done["peak"], self.pool.in_use)
+        fits = True
+        while fits and (heard := self._listener.heard):
+            fits = self._seat(heard[0])
+        if not (fits and self._rows_come()):
+            self._decode()
+            self._done["peak"] = max(self._done["peak"], self.pool.in_use)
 
-    def _listen(self, batch: list[Job]) -> None:
-        """Encode the chunks of a batch."""
-        if not batch:
-            return
-        began = time.perf_counter()
-        try:
-            encoded = self.model.encode({**together([job.inputs for job in batch]), **self._exactly})
-        except Exception as error:
-            self._one_by_one(self._listen, batch, error)
-            return
-        self._spend("encoded", began, batch)
-        hidden = encoded.last_hidden_state
-        mask = encoded.attention_mask
-        frames = [hidden.shape[1]] * len(batch) if mask is None else mask.sum(-1).tolist()
-        for place, job in enumerate(batch):
-            job.encoded = hidden[place : place + 1, : frames[place]]
-            self._heard.append(job)
+    def _rows_come(self) -> bool:
+        """Whether further rows are worth more than a step, which reads the weights once for all rows there are; waits
+        for them."""
+        listener = self._listener
+        if not listener.threads:
+            return listener.listen()
+        with self._lock:
+            rows = sum(job.plan.beams for job in self._running)
+            if not listener.heard and (rows >= (self.max_rows + 1) // 2 or not listener.is_busy()):
+                return False
+            self._lock.wait_for(
+                lambda: (
+                    listener.heard
+                    or listener.error
+                    or not listener.is_busy()
+                    or any(job.request.over for job in self._jobs())
+                )
+            )
+            return True
 
     def _seat(self, job: Job) -> bool:
         """Begin to search for what was said in a chunk; false where others have to end first."""
+        if job.fault is not None:
+            self._drop(job, job.fault)
+            return True
         plan, frames = job.plan, job.encoded.shape[1]
         needed = PagedCache.most_pages(self.pool, plan.beams, plan.max_length - 1, frames)
         wanted = self.pool.reserved + needed
         if wanted > self._most_pages >= needed:
             return False
-        self._heard.remove(job)
         if needed > self._most_pages:
             message = (
                 f"a chunk of {job.seconds:.1f} s with {plan.beams} hypotheses of up to {plan.max_length} tokens "
@@ -327,14 +338,17 @@ class Engine:
         except Exception as error:
             self._drop(job, error)
             return True
-        self._running.append(job)
+        with self._lock:
+            self._listener.heard.remove(job)
+            self._running.append(job)
+            self._lock.notify_all()
         return True
 
     def _decode(self) -> None:
         """Let the texts that are written, and searched for, go on."""
         began = time.perf_counter()
         ended = [*self.writer.write(), *self.searcher.search()]
-        self._spend("decoded", began, self._running)
+        spend("decoded", began, self._running)
         for key, outcome in ended:
             job = cast(Job, key)
             if isinstance(outcome, BaseException):
@@ -344,20 +358,6 @@ class Engine:
                 self._finish(job, outcome[None])
             except BaseException as error:
                 self._drop(job, error)
-
-    def _spend(self, what: str, began: float, jobs: Iterable[Job]) -> None:
-        """Note what a batch took for each request in it, once, however many of its chunks are."""
-        spent = time.perf_counter() - began
-        for request in {job.request for job in jobs}:
-            request.spend(what, spent)
-
-    def _one_by_one(self, run: Callable[[list[Job]], None], jobs: list[Job], error: Exception) -> None:
-        """After an error of a batch: one of it may be at fault, and the others are not to suffer for it."""
-        if len(jobs) == 1:
-            self._drop(jobs[0], error)
-            return
-        for job in jobs:
-            run([job])
 
     def _finish(self, job: Job, row: Tensor) -> None:
         """Put down what was found for a chunk, row (1, length), and with the last of its recording the result."""
@@ -387,19 +387,20 @@ class Engine:
 
     def _leave(self, job: Job) -> None:
         """Forget a job and give its pages back."""
-        if job.left:
-            return
-        job.left = True
+        with self._lock:
+            if job.left:
+                return
+            job.left = True
+            for queue in (self._running, self._listener.heard):
+                if job in queue:
+                    queue.remove(job)
+            self._feeder.remove(job)
+            self._lock.notify_all()
         self.writer.remove(job)
         self.searcher.remove(job)
         if hasattr(job, "cache"):
             self._done["tokens"] += job.plan.beams * job.cache.length
             job.cache.free()
-        with self._lock:
-            for queue in (self._running, self._heard):
-                if job in queue:
-                    queue.remove(job)
-            self._feeder.remove(job)
 
     # In any thread.
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,7 +148,7 @@ class Job:
     Attributes:
         recording: of which the chunk is.
         seconds: how long the chunk is.
-        encoded: (1, frames, width), once it was listened to.
+        encoded: (1, frames, width), once it was listened to; fault: the error of that, if there was one.
         cache: once what was said in it is written down.
         left: whether it is over.
     """
@@ -162,7 +162,15 @@ class Job:
     plan: Plan
     encoded: Tensor = field(init=False)
     cache: PagedCache = field(init=False)
+    fault: Exception | None = None
     left: bool = False
+
+
+def spend(what: str, began: float, jobs: Iterable[Job]) -> None:
+    """Note what a batch took for each request in it, once, however many of its chunks are."""
+    spent = time.perf_counter() - began
+    for request in {job.request for job in jobs}:
+        request.spend(what, spent)
 
 
 def together(inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -245,4 +245,5 @@ def test_on_a_gpu_texts_are_those_of_steps_of_searches(name: str, monkeypatch: p
             texts.append([handle.result(120).text for handle in handles])
             if seated:
                 assert sum(e.writer._seats.graphs.replays.values()) > 10
+        assert e.pool.in_use == e.pool.reserved == 0
     assert texts[0] == texts[1]

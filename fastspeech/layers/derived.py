@@ -40,20 +40,21 @@ class Derived(Kept):
         self.drop()
 
     def drop(self) -> None:
-        self._seen: list[Seen] | None = None
-        self._value: Any = None
+        self._kept: tuple[Any, list[Seen]] | None = None
 
     def get(self, sources: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
         """The value of `compute()`, which depends on `sources` alone and runs only where they changed."""
         if torch.compiler.is_compiling():
             with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
                 return compute()
-        if self._seen is None or not all(map(unchanged, sources, self._seen)):
+        kept = self._kept
+        if kept is None or not all(map(unchanged, sources, kept[1])):
             # What is made in inference mode could not be used outside it, what autocast rounds not without it.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
-                self._value = compute()
-            self._seen = [seen(source) for source in sources]
-        return self._value
+                value = compute()
+            # In one piece, as another thread may ask with other sources at any time.
+            kept = self._kept = value, [seen(source) for source in sources]
+        return kept[0]
 
 
 Seen = tuple[Callable[[], Tensor | None], int, int]

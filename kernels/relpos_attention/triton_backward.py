@@ -385,7 +385,7 @@ def launch(
     lengths = None if lengths is None else lengths.contiguous()
     bias_u, bias_v = bias_u.contiguous(), bias_v.contiguous()
     m, n, chunk, warps, stages = _tile(q)
-    block, step = (32, 16) if chunk else (64, 32)
+    block, step, ahead = (32, 16, 2) if chunk else (64, 32, 3)
     tiles = triton.cdiv(frames, block)
     pairs = batch * heads
     room = max(WORKSPACE // (2 * frames * tiles * block * q.element_size()), 1)
@@ -436,7 +436,7 @@ def launch(
                         M=block,
                         N=step,
                         num_warps=4,
-                        num_stages=3,
+                        num_stages=ahead,
                         **shared,
                     )
             if dq is not None:
@@ -448,7 +448,7 @@ def launch(
                     M=block,
                     N=step,
                     num_warps=4,
-                    num_stages=3,
+                    num_stages=ahead,
                     **shared,
                 )
     found = [grad for grad, need in zip((dq, dk, dv), needs, strict=False) if need and grad is not None]

@@ -164,9 +164,7 @@ def _query_gradients(
         tl.store(dq + dense + d, sums[part] * (scale / some)[:, None], mask=inside & (d < DIM))
     line = start + tl.arange(0, M)
     at_row = (b * KV_HEADS + kv_head) * queries * GROUP + line
-    # Of a row that sees no key every probability is 0.
-    logarithm = tl.where(total == 0, float("inf"), highest + tl.log2(some))
-    tl.store(norms + at_row, logarithm, mask=line < queries * GROUP)
+    tl.store(norms + at_row, highest + tl.log2(some), mask=line < queries * GROUP)
     tl.store(deltas + at_row, delta, mask=line < queries * GROUP)
 
 

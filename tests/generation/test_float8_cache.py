@@ -79,6 +79,7 @@ def test_an_engine_with_pages_of_8_bits() -> None:
             held[kind] = engine._most_pages
             stored = torch.cat([engine.pool.keys.float(), engine.pool.values.float()])
             assert engine.pool.keys.itemsize == (1 if kind == "fp8" else 4)
+        assert engine.pool.in_use == engine.pool.reserved == 0
     assert held["fp8"] // 4 == held["auto"]
     sizes = stored[stored != 0].abs()
     assert sizes.max() < 448

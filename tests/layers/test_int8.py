@@ -126,6 +126,7 @@ def test_the_demo_checkpoint_keeps_its_text():
     assert processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0].strip() == words
     with fastspeech.Engine(model, processor, memory=1 << 22) as engine:
         assert engine.submit(ASSETS / "sample.flac").result().text.strip() == words
+    assert engine.pool.in_use == engine.pool.reserved == 0
 
 
 def test_it_is_for_devices_that_pytorch_has_a_product_for(monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fastspeech.kernels import use_backend
+from fastspeech.layers import derived as derived_weights
 from fastspeech.layers.derived import Derived, DerivingModule
 from fastspeech.layers.linear import PackedLinear, direct
 from fastspeech.layers.relaid import Relaid
@@ -65,6 +67,20 @@ def test_memory_that_was_given_out_again_is_no_match() -> None:
         source = torch.full((64,), float(value))
         assert kept.get((source,), lambda source=source: source.sum().item()) == 64.0 * value
         del source
+
+
+def test_a_value_is_of_its_own_sources_whoever_asks_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other, derived = torch.ones(2), torch.ones(3), Derived()
+    look = derived_weights.seen
+
+    def interrupted(source: torch.Tensor) -> Any:
+        monkeypatch.setattr(derived_weights, "seen", look)
+        assert len(derived.get((other,), other.clone)) == 3  # as another thread does
+        return look(source)
+
+    monkeypatch.setattr(derived_weights, "seen", interrupted)
+    assert len(derived.get((mine,), mine.clone)) == 2
+    assert len(derived.get((other,), other.clone)) == 3
 
 
 def test_inference_mode_leaves_values_that_serve_outside() -> None:
