@@ -262,14 +262,15 @@ def _down(
         valid = own < frames
         kept = own < _length(lengths, b, frames)
         out += (b * frames * HEADS + head) * DIM
+    count = tl.where(kept, count, 0.0)
     rows = own.to(tl.int64)[:, None] * (HEADS * DIM)
     for part in tl.static_range(len(WIDTHS)):
         d = _lanes(part, WIDTHS)[None, :]
-        grad = sums[part]
+        grad = tl.where(kept[:, None], sums[part], 0.0)
         if bias is not None:
             weight = tl.load(bias + head * DIM + d, mask=d < DIM, other=0.0).to(tl.float32)
             grad += count[:, None] * weight
-        grad = tl.where(kept[:, None], grad * scale, 0.0)
+        grad *= scale
         inside = valid[:, None] & (d < DIM)
         if DIAGONAL:
             grad += tl.load(out + rows + d, mask=inside, other=0.0)
