@@ -14,7 +14,8 @@ from fastspeech.layers.padding import frame_mask, readable
 _AT_ONCE = 1024
 """Frames that a CPU takes at a time: of more its caches do not hold what is computed."""
 _SHORT = 32
-"""Frames of a row, below which calls for one row are dearer than what they compute."""
+"""Frames of the longest row of a part, below which a CPU calls what takes rows for all of them at once: a call for each
+would be dearer than what it computes."""
 _WORTHWHILE = 1 << 27
 """Frames of padding times the width squared, of a batch that a GPU packs."""
 
@@ -130,7 +131,7 @@ def packed(
     ended: list[Tensor] = []
     for part in _parts(kept) if device.type == "cpu" else [slice(0, len(kept))]:
         lasting = kept[part]
-        one_by_one = device.type == "cpu" and sum(lasting) >= _SHORT * len(lasting)
+        one_by_one = device.type == "cpu" and max(lasting) >= _SHORT
         if one_by_one:
             clips = [stem(slice(row, row + 1))[0, : kept[row]] for row in range(len(kept))[part]]
         else:
