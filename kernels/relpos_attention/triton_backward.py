@@ -386,7 +386,8 @@ def launch(
     lengths = None if lengths is None else lengths.contiguous()
     bias_u, bias_v = bias_u.contiguous(), bias_v.contiguous()
     m, n, chunk, warps, stages = _tile(q)
-    block, step, ahead = (32, 16, 2) if chunk else (64, 32, 3)
+    # Along a diagonal each element has an address of its own: fewer of them at a time.
+    block, step, diagonal, ahead = (32, 16, 16, 1) if chunk else (64, 32, 16, 3)
     tiles = triton.cdiv(frames, block)
     pairs = batch * heads
     room = max(WORKSPACE // (2 * frames * tiles * block * q.element_size()), 1)
@@ -435,7 +436,7 @@ def launch(
                         UNIT=x_unit,
                         DIAGONAL=grad is dr,
                         M=block,
-                        N=step,
+                        N=diagonal if grad is dr else step,
                         num_warps=4,
                         num_stages=ahead,
                         **shared,
@@ -447,7 +448,7 @@ def launch(
                     R_STRIDE=r.stride(0),
                     UNIT=u,
                     M=block,
-                    N=step,
+                    N=diagonal,
                     num_warps=4,
                     num_stages=ahead,
                     **shared,
