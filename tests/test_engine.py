@@ -75,6 +75,18 @@ def engine(name: str = "moonshine", **options: Any) -> Iterator[Engine]:
         assert not any(thread.is_alive() for thread in made._threads)
 
 
+def listen_when_loaded(e: Engine, seconds: float) -> None:
+    """Let the engine encode nothing before so much audio waits for it."""
+    listen = e._listener.listen
+
+    def when_all_are_there() -> bool:
+        with e._lock:
+            assert e._lock.wait_for(lambda: e._feeder.loaded > seconds - 0.01, 60)
+        return listen()
+
+    e._listener.listen = when_all_are_there  # type: ignore[method-assign]
+
+
 def alone(name: str, audio: Any, **options: Any) -> Transcript:
     """What `generate` writes of a recording, chunk after chunk, with nothing beside them."""
     model, processor = ears(name)
@@ -212,14 +224,7 @@ def test_chunks_that_are_encoded_together_are_as_if_alone(name: str) -> None:
         sizes = []
         encode = e.model.encode
         e.model.encode = lambda inputs: (sizes.append(len(next(iter(inputs.values())))), encode(inputs))[1]
-        batch = e._feeder.batch
-
-        def when_all_are_there(rows: int) -> Any:
-            with e._lock:
-                assert e._lock.wait_for(lambda: e._feeder.loaded > sum(seconds) - 0.01, 60)
-            return batch(rows)
-
-        e._feeder.batch = when_all_are_there  # type: ignore[method-assign]
+        listen_when_loaded(e, sum(seconds))
         handles = [e.submit(audio, max_new_tokens=12) for audio in clips]
         texts = [handle.result(60).text for handle in handles]
     assert max(sizes) > 1
@@ -316,18 +321,22 @@ def test_an_error_in_one_requests_rule_or_callback_is_that_requests() -> None:
 @pytest.mark.parametrize("where", ["encode", "read"])
 def test_an_allocation_that_fails_is_the_fault_of_one(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch is taken again one by one; who fails alone has failed."""
+    sizes = []
     with engine(max_seconds=60.0) as e:
+        listen_when_loaded(e, 7.0)
         poisoned = int(16000 * 2.5)
         encode, read = e.model.encode, paged.read
         heavy = PagesOf(e, poisoned)
 
         def encode_or_fail(inputs: dict[str, Any]) -> Any:
             if where == "encode" and poisoned in inputs["attention_mask"].sum(-1).tolist():
+                sizes.append(len(inputs["attention_mask"]))
                 raise MemoryError("no room")
             return encode(inputs)
 
         def read_or_fail(decoder: Any, steps: Any, ids: torch.Tensor, caches: Any) -> Any:
             if where == "read" and caches[0].length > 3 and any(heavy.are(cache) for cache in caches):
+                sizes.append(len(caches))
                 raise MemoryError("no room")
             return read(decoder, steps, ids, caches)
 
@@ -340,6 +349,7 @@ def test_an_allocation_that_fails_is_the_fault_of_one(where: str, monkeypatch: p
         for audio, handle in zip(clips, handles, strict=True):
             if audio is not clips[1]:
                 assert handle.result(60).text == alone("moonshine", audio, max_new_tokens=9).text
+    assert sizes == [4, 1]
 
 
 class PagesOf:
@@ -367,6 +377,23 @@ def test_pages_that_cannot_be_taken_are_the_fault_of_one(monkeypatch: pytest.Mon
         with pytest.raises(MemoryError):
             greedy.result(60)
         assert modest.result(60).text == alone("moonshine", clip(1.0), max_new_tokens=5).text
+
+
+def test_pages_that_cannot_be_filled_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    listen, failed = paged.listen, []
+
+    def once(*given: Any) -> None:
+        if not failed:
+            failed.append(given)
+            raise MemoryError("no room")
+        listen(*given)
+
+    with engine() as e:
+        monkeypatch.setattr(paged, "listen", once)
+        with pytest.raises(MemoryError):
+            e.submit(clip(2.0), max_new_tokens=5).result(60)
+        good = e.submit(clip(1.0), max_new_tokens=5)
+        assert good.result(60).text == alone("moonshine", clip(1.0), max_new_tokens=5).text
 
 
 class Poisoned:
