@@ -388,6 +388,8 @@ def launch(
     m, n, chunk, warps, stages = _tile(q)
     # Along a diagonal each element has an address of its own: fewer of them at a time.
     block, step, diagonal, ahead = (32, 16, 16, 1) if chunk else (64, 32, 16, 3)
+    # All registers: left to itself the assembler spills a few to fit more programs on an SM.
+    options = {"num_warps": 4, "num_stages": ahead, "maxnreg": 255}
     tiles = triton.cdiv(frames, block)
     pairs = batch * heads
     room = max(WORKSPACE // (2 * frames * tiles * block * q.element_size()), 1)
@@ -437,8 +439,7 @@ def launch(
                         DIAGONAL=grad is dr,
                         M=block,
                         N=diagonal if grad is dr else step,
-                        num_warps=4,
-                        num_stages=ahead,
+                        **options,
                         **shared,
                     )
             if dq is not None:
@@ -449,8 +450,7 @@ def launch(
                     UNIT=u,
                     M=block,
                     N=diagonal,
-                    num_warps=4,
-                    num_stages=ahead,
+                    **options,
                     **shared,
                 )
     found = [grad for grad, need in zip((dq, dk, dv), needs, strict=False) if need and grad is not None]
