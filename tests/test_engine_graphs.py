@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_engine import TINY, alone, clip, ears, engine, options_at_random
 
+from fastspeech import listener
 from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.seats import Look, Seats
 from fastspeech.layers import paged, searcher
@@ -30,6 +31,8 @@ def plain_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         model.generation_config.suppress_tokens, model.generation_config.num_beams = None, 1
         return model, processor
 
+    # As on a device, the engine's thread encodes.
+    monkeypatch.setattr(listener, "threads_beside", lambda device: 0)
     for name, make in dict(TINY).items():
         monkeypatch.setitem(TINY, name, partial(plain, make))
     ears.cache_clear()
