@@ -433,11 +433,12 @@ def test_warmup_on_the_cpu_lays_out_weights(monkeypatch: pytest.MonkeyPatch) -> 
         model.warmup(batch_sizes=(0, 8))
     model.warmup(batch_sizes=(1, 3), seconds=(1.0,))
     assert model.model.decoder.seated.seats is None
-    kept = dict(model.model.decoder._relaid._kept)
-    assert kept
+    relaid = model.model.decoder._relaid
+    laid_out = {key: derived._kept for key, derived in relaid._kept.items()}
+    assert laid_out and None not in laid_out.values()
     model.generate(**inputs("moonshine"), max_new_tokens=4)
-    assert model.model.decoder._relaid._kept.keys() == kept.keys()
-    assert all(model.model.decoder._relaid._kept[key]._value is value._value for key, value in kept.items())
+    assert relaid._kept.keys() == laid_out.keys()
+    assert all(derived._kept is laid_out[key] for key, derived in relaid._kept.items())
 
 
 @pytest.mark.gpu

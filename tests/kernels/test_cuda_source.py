@@ -33,9 +33,9 @@ def library(tmp_path_factory):
     torch_at = Path(torch.__file__).parent
     flags = ["-O1", "-std=c++20", "-fPIC", "-w", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     include = [f"-I{HERE}", f"-I{torch_at / 'include'}"]
-    # These have no CUDA side, and are registered with the others.
-    of_cpu = ("cmvn", "log_mel", "paged_attention", "rope_attention", "tiled_linear")
-    for source in (HERE / "ops.cpp", *(CSRC / f"{name}.cpp" for name in ("ops", *of_cpu))):
+    # What has a CUDA side is made of that, in ops.cpp here; ops_cuda.cpp registers it for GPUs.
+    of_cpu = [s for s in CSRC.glob("*.cpp") if not s.with_suffix(".cu").exists() and s.stem != "ops_cuda"]
+    for source in (HERE / "ops.cpp", *of_cpu):
         target = made / f"{source.parent.name}-{source.stem}.o"
         subprocess.run([COMPILER, *flags, *include, "-c", source, "-o", target], check=True)
     libraries = [f"-L{torch_at / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lpthread"]
