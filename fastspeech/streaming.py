@@ -266,7 +266,7 @@ class StreamingTranscriber:
 
     def _bucket(self, rows: int) -> int:
         """The rows of a recorded step for so many slots: the next power of two, or all slots."""
-        return min(1 << (rows - 1).bit_length(), self.slots)
+        return graphs.bucket_of(rows, self.slots)
 
     @torch.no_grad()
     def _record(self) -> None:

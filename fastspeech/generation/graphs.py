@@ -157,7 +157,21 @@ class Turns:
             yield
 
 
+def next_power_of_two(count: int) -> int:
+    """The least power of two that is not below a positive count."""
+    return 1 << (count - 1).bit_length()
+
+
+def bucket_of(rows: int, most: int) -> int:
+    """The rows of a recorded step for so many: the next power of two, or all there may be."""
+    return min(next_power_of_two(rows), most)
+
+
+def staged(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host where a copy of it to a device need not be waited for: in pinned memory, for a GPU."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device, without a wait for the device."""
-    # Of memory that is not pinned a copy would be waited for.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return staged(tensor, device).to(device, non_blocking=True)

@@ -233,5 +233,9 @@ class PagedCache(Paged):
 def as_table(tables: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """(rows, columns) int32 of the pages of each row, 0 behind a row's last."""
     columns = max(1, *(len(table) for table in tables))
-    padded = [[*table, *[0] * (columns - len(table))] for table in tables]
-    return upload(torch.tensor(padded, dtype=torch.int32), device)
+    return upload(torch.tensor([padded(table, columns) for table in tables], dtype=torch.int32), device)
+
+
+def padded(table: Sequence[int], columns: int) -> list[int]:
+    """The pages of a row, with 0 behind its last up to so many."""
+    return [*table, *[0] * (columns - len(table))]

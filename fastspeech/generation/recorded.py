@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fastspeech.kernels import dispatch
 
-from .graphs import Graphs
-from .pages import PagedCache, PagePool
+from .graphs import Graphs, bucket_of, staged
+from .pages import PagedCache, PagePool, padded
 from .seats import Places, Read
 
 _TOLD = 4
@@ -53,7 +53,7 @@ class RecordedStep:
 
     def bucket(self, rows: int) -> int:
         """The rows of a step for so many: the next power of two, or all."""
-        return min(1 << (rows - 1).bit_length(), self.rows)
+        return bucket_of(rows, self.rows)
 
     def read(self, input_ids: Tensor, caches: Sequence[PagedCache]) -> Tensor:
         """Logits (rows, vocabulary) after a further token of all rows of these caches, which advance.
@@ -105,19 +105,14 @@ class RecordedStep:
         told += [self._line(-1, -1, [])] * (bucket - len(told))
         _refill(self._told[:bucket], told)
         if caches and [*caches] != self._heard:
-            pages = [_padded(cache.cross_table, self.cross_columns) for cache in caches for _ in cache.tables]
+            pages = [padded(cache.cross_table, self.cross_columns) for cache in caches for _ in cache.tables]
             _refill(self._cross_table[: len(pages)], pages)
             self._heard = [*caches]
 
     def _line(self, position: int, last_frame: int, table: Sequence[int]) -> list[int]:
-        return [position, last_frame, -1, 0, *_padded(table, self.columns)]
-
-
-def _padded(table: Sequence[int], columns: int) -> list[int]:
-    return [*table, *[0] * (columns - len(table))]
+        return [position, last_frame, -1, 0, *padded(table, self.columns)]
 
 
 def _refill(memory: Tensor, numbers: list[list[int]]) -> None:
     """Copy numbers of the host to a device, without a wait for it."""
-    told = torch.tensor(numbers, dtype=memory.dtype)
-    memory.copy_(told.pin_memory() if memory.is_cuda else told, non_blocking=True)
+    memory.copy_(staged(torch.tensor(numbers, dtype=memory.dtype), memory.device), non_blocking=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .graphs import Graphs, captures, upload
+from .graphs import Graphs, bucket_of, captures, upload
 from .plan import Plan
 
 STEPS = 4
@@ -88,7 +88,7 @@ class Seats:
 
     def bucket(self, rows: int) -> int:
         """The rows of a step for so many seats: the next power of two, or all seats."""
-        return min(1 << (rows - 1).bit_length(), self.rows)
+        return bucket_of(rows, self.rows)
 
     def sit(self, prompt: Tensor, frames: Tensor, plan: Plan) -> None:
         """Begin the texts of a batch at the first seats, whose pages hold all of prompt (B, n) but its last token, and

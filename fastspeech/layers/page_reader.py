@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fastspeech.generation.graphs import next_power_of_two
 from fastspeech.generation.pages import PagedCache, PagePool
 from fastspeech.generation.recorded import RecordedStep
 from fastspeech.layers import paged
@@ -46,8 +47,9 @@ class PageReader:
         if not self._records:
             self._functions = self._model.functions(self._decoder.product(rows))
             return
-        sources = [*self._decoder.parameters(), *self._model.get_output_embeddings().parameters()]
-        functions = self._made.get(sources, self._compute)
+        functions = self._made.get(
+            self._model.decoding_parameters(), lambda: self._model.lasting_functions(self._rows)
+        )
         if functions is not self._functions:
             self._functions, self.step = functions, None
 
@@ -68,10 +70,6 @@ class PageReader:
             step.prepare(bucket)
             bucket //= 2
 
-    def _compute(self) -> tuple[list[Step], Map]:
-        self._decoder.cross_function()  # moves parameters, as the other functions do
-        return self._model.functions(self._decoder.product(self._rows))
-
     def _room(self, caches: Sequence[PagedCache]) -> RecordedStep:
         """The recorded step, with room for all rows of these caches to their ends."""
         assert self._functions is not None
@@ -81,7 +79,7 @@ class PageReader:
         held = (self._rows, 0, 0) if self.step is None else self.step.sizes
         if not all(map(le, (rows, columns, cross_columns), held)):
             if rows > held[0]:
-                rows = 1 << (rows - 1).bit_length()
+                rows = next_power_of_two(rows)
             sizes = map(max, (rows, roomy(columns), roomy(cross_columns)), held)
             self.step = RecordedStep(reader(self._decoder, *self._functions, self._pool), self._pool, *sizes)
         assert self.step is not None

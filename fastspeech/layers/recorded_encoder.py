@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from fastspeech.generation.graphs import Graphs, Turns, upload
+from fastspeech.generation.graphs import Graphs, Turns, next_power_of_two, upload
 from fastspeech.generation.seats import serves
 from fastspeech.kernels import dispatch
 from fastspeech.layers.derived import Kept, Seen, seen, unchanged
@@ -209,7 +209,7 @@ def _may_be_recorded(encoder: Any, audio: Tensor) -> bool:
 
 def _sizes(audio: Tensor) -> tuple[int, int]:
     """The rows and the length of the bucket of audio (B, T0, ...)."""
-    return 1 << (len(audio) - 1).bit_length(), roomy(audio.shape[1])
+    return next_power_of_two(len(audio)), roomy(audio.shape[1])
 
 
 def most_frames(encoder: nn.Module) -> float:

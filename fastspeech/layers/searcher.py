@@ -20,7 +20,7 @@ from fastspeech.layers.page_reader import PageReader
 
 
 @dataclass(eq=False)
-class Searched:
+class Asking:
     """A search: `key`, what it is known by; `cache`, its own, in whose pages its frames are; what it asks for next."""
 
     key: Hashable
@@ -32,7 +32,7 @@ class Searched:
 @dataclass(eq=False)
 class Text:
     """A text of the likeliest tokens, in which a search has no say: `tokens`, of it so far; `limit`, how many it may
-    have; `ends`, those that end it. The rest is as in `Searched`."""
+    have; `ends`, those that end it. The rest is as in `Asking`."""
 
     key: Hashable
     cache: PagedCache
@@ -61,7 +61,7 @@ class Searcher:
     def __init__(self, model: Any, pool: PagePool, rows: int) -> None:
         self.reader, self._rows = PageReader(model, pool, rows), rows
         self._texts: dict[Hashable, Text] = {}
-        self._going: dict[Hashable, Searched] = {}
+        self._going: dict[Hashable, Asking] = {}
         self._laid_out = 0
         self._device = pool.keys.device
 
@@ -80,7 +80,7 @@ class Searcher:
             return
         of_plan = beam_search if plan.beams > 1 else sample
         search = of_plan(cache, prompt.repeat_interleave(plan.beams, 0), plan)
-        self._going[key] = Searched(key, cache, search, cast(Ask, next(search)))
+        self._going[key] = Asking(key, cache, search, cast(Ask, next(search)))
 
     def remove(self, key: Hashable) -> None:
         """Forget a search, if it is here. Its pages may be taken by others from now on."""
@@ -91,7 +91,7 @@ class Searcher:
     def search(self) -> list[tuple[Hashable, Tensor | BaseException]]:
         """Read what the searches ask for, and let them go on. Returns those that ended, or failed, each with its best
         tokens (length,) int64 or the error; they are forgotten."""
-        by_count: dict[int, tuple[list[Text], list[Searched]]] = {}
+        by_count: dict[int, tuple[list[Text], list[Asking]]] = {}
         for text in self._texts.values():
             by_count.setdefault(len(text.tokens) - text.cache.length, ([], []))[0].append(text)
         for searched in self._going.values():
@@ -101,9 +101,9 @@ class Searcher:
             self.remove(key)
         return ended
 
-    def _read(self, texts: list[Text], searches: list[Searched]) -> list[tuple[Hashable, Tensor | BaseException]]:
+    def _read(self, texts: list[Text], searches: list[Asking]) -> list[tuple[Hashable, Tensor | BaseException]]:
         """Read as many tokens for each of a group. Returns those that ended."""
-        both: list[Text | Searched] = [*texts, *searches]
+        both: list[Text | Asking] = [*texts, *searches]
         try:
             ids = [searched.ask.input_ids for searched in searches]
             if texts:
@@ -123,7 +123,7 @@ class Searcher:
         return ended + [(text.key, torch.tensor(text.tokens)) for text in written]
 
 
-def _go_on(answers: Sequence[tuple[Searched, Any]]) -> list[tuple[Hashable, Tensor | BaseException]]:
+def _go_on(answers: Sequence[tuple[Asking, Any]]) -> list[tuple[Hashable, Tensor | BaseException]]:
     """Let searches go on with what they asked for, to what each asks to be read next. Returns those that ended.
 
     What they want to know is on its way from the device while others are at work, so that it is waited for once."""

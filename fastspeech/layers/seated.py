@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastspeech.generation.graphs import Turns
+from fastspeech.generation.graphs import Turns, next_power_of_two
 from fastspeech.generation.pages import PagePool
 from fastspeech.generation.plan import Plan
 from fastspeech.generation.seats import Places, Read, Seats
@@ -103,7 +103,7 @@ class Seated(Kept):
         rows, frames, _ = encoded.shape
         columns, cross_columns = (-(-count // PAGE_SIZE) for count in (plan.max_length - 1, frames))
         pages = rows * (columns + cross_columns)
-        need = Sizes(1 << (rows - 1).bit_length(), columns, cross_columns, plan.max_length, len(plan.eos), pages)
+        need = Sizes(next_power_of_two(rows), columns, cross_columns, plan.max_length, len(plan.eos), pages)
         steps, pool, seats = self._room(need, model)
         own = torch.arange(pages, dtype=torch.int32, device=device).view(rows, -1)
         table, cross_table = own[:, :columns].contiguous(), own[:, columns:].contiguous()
@@ -122,14 +122,12 @@ class Seated(Kept):
             grown = Sizes(*map(max, map(roomy, need), self._sizes))
             self.drop()  # before as much again is taken
             self._sizes, self._backend = grown, dispatch.backend()
-        sources = [*model.model.decoder.parameters(), *model.get_output_embeddings().parameters()]
-        return self._made.get(sources, lambda: self._make(model))
+        return self._made.get(model.decoding_parameters(), lambda: self._make(model))
 
     def _make(self, model: Any) -> Written:
         *sizes, pages = self._sizes
         decoder = model.model.decoder
-        decoder.cross_function()  # moves parameters, as the other functions do
-        steps, head = model.functions(decoder.product(self._sizes.rows))
+        steps, head = model.lasting_functions(self._sizes.rows)
         weight = next(decoder.parameters())
         kind = {"page_size": PAGE_SIZE, "dtype": weight.dtype, "device": weight.device}
         pool = PagePool(len(steps), decoder.kv_heads, decoder.head_dim, pages, **kind)
@@ -139,5 +137,5 @@ class Seated(Kept):
 
 def roomy(count: int) -> int:
     """A little more, so that what grows slowly is seldom made anew: the next of four numbers between powers of two."""
-    step = max(1 << (count - 1).bit_length() >> 3, 1)
+    step = max(next_power_of_two(count) >> 3, 1)
     return max(-(-count // step) * step, 4)

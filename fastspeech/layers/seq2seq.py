@@ -256,6 +256,16 @@ class WithHead:
         """The decoder's layers and the head as functions of their present parameters (see `Decoder.steps`)."""
         return self.model.decoder.steps(product), (product or direct)(self.get_output_embeddings())
 
+    def lasting_functions(self, rows: int) -> tuple[list[Step], Map]:
+        """As `functions`, for about so many rows, to be kept as long as `decoding_parameters` are what they are: all
+        that decoding needs of these is where it stays."""
+        self.model.decoder.cross_function()  # moves parameters, as the other functions do
+        return self.functions(self.model.decoder.product(rows))
+
+    def decoding_parameters(self) -> list[Tensor]:
+        """The parameters of the decoder and of the head."""
+        return [*self.model.decoder.parameters(), *self.get_output_embeddings().parameters()]
+
     @torch.no_grad()
     def decode(
         self, input_ids: Tensor, cache: DecoderCache | PagedBatch, record: Record | None = None, every: bool = False

@@ -132,8 +132,7 @@ class Writer:
         """Seats for texts of these sizes (see `Seats.fits`); returns the decoder's layers."""
         if not any(self._at):
             # Of the weights as they are now.
-            sources = [*self._decoder.parameters(), *self._model.get_output_embeddings().parameters()]
-            steps, read = self._made.get(sources, self._functions)
+            steps, read = self._made.get(self._model.decoding_parameters(), self._functions)
             if self._steps is not steps:
                 self._steps = steps
                 self._seats = Seats(read, self.pool.keys.device, self._rows, *map(roomy, sizes))
@@ -142,8 +141,7 @@ class Writer:
         return self._steps
 
     def _functions(self) -> tuple[list[Step], Read]:
-        self._decoder.cross_function()  # moves parameters, as the other functions do
-        steps, head = self._model.functions(self._decoder.product(self._rows))
+        steps, head = self._model.lasting_functions(self._rows)
         return steps, reader(self._decoder, steps, head, self.pool)
 
     def _present(self) -> Seats:
